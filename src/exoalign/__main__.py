@@ -1,0 +1,5 @@
+"""`python -m exoalign`."""
+
+from exoalign.cli import main
+
+main()

@@ -1,0 +1,123 @@
+"""The command line. Imports are late, so that every `--help` comes at once; results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from exoalign._version import __version__
+
+if TYPE_CHECKING:
+    from exoalign.config import Recipe
+
+app = typer.Typer(
+    help="Align language models with preferences by Efficient Exact Optimization (EXO).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. align.beta_r=0.5")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe, e.g. recipes/demo.yaml")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a whole recipe: sample, reward, align, evaluate, report. Run again, it goes on after the finished stages."""
+    from exoalign.recipe import load_recipe
+
+    _run(load_recipe(recipe, overrides or []), as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def align(
+    model: Annotated[str, typer.Option(help="The policy to align: a folder, a hub id or `demo`.")],
+    data: Annotated[str, typer.Option(help="Pairs or K-way groups: JSONL, gzipped JSONL or a run's Parquet.")],
+    out: Annotated[str, typer.Option(help="The folder of the run.")],
+    objective: Annotated[str, typer.Option(help="exo_rw, exo_pref, dpo_rw or dpo_pref.")] = "exo_pref",
+    eval_data: Annotated[str | None, typer.Option(help="Held-out groups to report accuracy and loss on.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --data.")] = None,
+    eval_limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --eval-data.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align a model on completions that exist already: preference pairs, transcripts, or K completions with rewards."""
+    from pathlib import Path
+
+    from exoalign.recipe import build_recipe
+
+    files: dict[str, Any] = {"train": data, "limit": limit, "evaluation": eval_data, "evaluation_limit": eval_limit}
+    values: dict[str, Any] = {
+        "name": Path(out).name or "align",
+        "out": out,
+        "model": {"path": model},
+        "data": {key: value for key, value in files.items() if value is not None},
+        "align": {"objective": objective},
+    }
+    options = {
+        "model.path": "--model",
+        "data.train": "--data",
+        "data.evaluation": "--eval-data",
+        "data.limit": "--limit",
+        "data.evaluation_limit": "--eval-limit",
+        "align.objective": "--objective",
+    }
+    _run(build_recipe(values, overrides or [], lines=options), as_json=as_json, quiet=quiet)
+
+
+def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:
+    from exoalign.models import quiet_libraries
+    from exoalign.pipeline import run as run_recipe
+
+    quiet_libraries()
+    result = run_recipe(recipe, say=(lambda line: None) if quiet else _say, show=not quiet)
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        return
+    from exoalign.tables import result_tables
+
+    result_tables(result)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"exoalign {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend end with one message and exit code 2, Ctrl-C with 130."""
+    from exoalign.errors import ExoalignError
+    from exoalign.progress import plain
+
+    try:
+        app()
+    except ExoalignError as error:
+        _say(f"error: {plain(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("\ninterrupted: finished stages are kept; run the same command again to go on after them")
+        sys.exit(130)

@@ -1,0 +1,145 @@
+"""The recipe: one typed section for each stage, checked whole before anything runs. Never imports torch.
+
+Input files are looked for beside the recipe first, then in the working directory; `out` is relative to the working
+directory. A value can be set from the command line as `section.key=value`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref"]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and wrong types are refused, values do not change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(Section):
+    """The policy before alignment, which is also the reference.
+
+    `precision` is what the matrix products run in; the weights being trained are float32 in any case. `auto` takes bfloat16
+    where the processor has instructions for it.
+    """
+
+    path: str
+    revision: str | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    trust_remote_code: bool = False
+
+
+class PromptsSection(Section):
+    """Files of prompts: completions are sampled for `train`, both models are compared on `evaluation`."""
+
+    train: str
+    evaluation: str
+    limit: Count | None = None
+    evaluation_limit: Count | None = None
+
+
+class DataSection(Section):
+    """Files of groups that have their completions already: preference pairs, transcripts, or K completions with rewards."""
+
+    train: str
+    evaluation: str | None = None
+    limit: Count | None = None
+    evaluation_limit: Count | None = None
+
+
+class SampleSection(Section):
+    """How completions are drawn from the model."""
+
+    k: Annotated[int, Field(ge=2)] = 8
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Count = 128
+    batch_size: Count = 64
+
+
+class RewardSection(Section):
+    """The reward function: a short name (`sentiment`, `length`) or `module:function`."""
+
+    function: str
+
+
+class AlignSection(Section):
+    """The objective and its optimisation.
+
+    `groups_per_pass` groups go through the model at once and `groups_per_step` make one optimizer step. With one group a
+    pass, policy and reference see tensors of the same shape, so that their rounding is the same; on a GPU more is faster.
+    `trainer` holds any further argument of transformers' `TrainingArguments`.
+    """
+
+    objective: ObjectiveName = "exo_rw"
+    beta_pi: Positive = 0.5
+    beta_r: Positive = 0.5
+    epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    temperature: Positive | None = None
+    learning_rate: Positive = 1e-6
+    epochs: Positive = 1.0
+    groups_per_step: Count = 8
+    groups_per_pass: Count = 1
+    trainer: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> AlignSection:
+        if self.objective == "exo_pref" and self.epsilon == 0:
+            raise ValueError(
+                "epsilon is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
+                " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
+            )
+        if self.groups_per_step % self.groups_per_pass:
+            raise ValueError(
+                f"groups_per_step ({self.groups_per_step}) is no multiple of groups_per_pass ({self.groups_per_pass})"
+            )
+        return self
+
+
+class EvaluateSection(Section):
+    """How the models are compared: `k` fresh completions of each held-out prompt, at the settings of `sample`."""
+
+    k: Count = 4
+
+
+class Recipe(Section):
+    """A whole run. Either `prompts` (completions are sampled and rewarded) or `data` (they exist already) is given."""
+
+    name: str = "run"
+    out: str = "runs/run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelSection
+    prompts: PromptsSection | None = None
+    data: DataSection | None = None
+    sample: SampleSection = SampleSection()
+    reward: RewardSection | None = None
+    align: AlignSection = AlignSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if (self.prompts is None) == (self.data is None):
+            raise ValueError("give either `prompts` (to sample completions) or `data` (that has them already)")
+        if self.prompts is not None:
+            if self.reward is None:
+                raise ValueError("`prompts` needs a `reward` section with the function that scores the completions")
+            if self.align.objective.endswith("_pref"):
+                raise ValueError(
+                    f"align.objective is {self.align.objective}, which learns from pairs;"
+                    " completions sampled for `prompts` carry rewards: use exo_rw or dpo_rw"
+                )
+        elif self.reward is not None:
+            raise ValueError("`reward` is read with `prompts` only: `data` carries its rewards or winners itself")
+        return self
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of all log-probabilities: `align.temperature`, else that of the sampler, 1 for ready data."""
+        if self.align.temperature is not None:
+            return self.align.temperature
+        return self.sample.temperature if self.prompts is not None else 1.0

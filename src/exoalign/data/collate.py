@@ -1,0 +1,52 @@
+"""Groups with token ids -> `GroupBatch`: padded tensors on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from exoalign.errors import DataError
+from exoalign.groups import Group, GroupBatch
+
+
+def collate(groups: Sequence[Group], *, pad_id: int = 0) -> GroupBatch:
+    """Pad B groups of ragged K into one batch.
+
+    Args:
+        groups: groups with token ids; rewards, winner and reference log-probs are taken where all groups have them.
+        pad_id: the id that fills the unused places. It is masked everywhere and has no influence.
+
+    Raises:
+        DataError: if a group has no token ids.
+    """
+    for group in groups:
+        if group.prompt_ids is None or group.completion_ids is None:
+            raise DataError(f"{group.where}: has no token ids; call exoalign.tokenize first")
+    b, k = len(groups), max(group.k for group in groups)
+    prompts = [group.prompt_ids or () for group in groups]
+    completions = [group.completion_ids or () for group in groups]
+    prompt_ids = torch.full((b, max(map(len, prompts))), pad_id)
+    completion_ids = torch.full((b, k, max(len(ids) for replies in completions for ids in replies)), pad_id)
+    completion_lengths = torch.zeros((b, k), dtype=torch.long)
+    for i, (prompt, replies) in enumerate(zip(prompts, completions, strict=True)):
+        prompt_ids[i, : len(prompt)] = torch.tensor(prompt)
+        for j, ids in enumerate(replies):
+            completion_ids[i, j, : len(ids)] = torch.tensor(ids)
+            completion_lengths[i, j] = len(ids)
+
+    def per_completion(rows: list[tuple[float, ...] | None]) -> torch.Tensor | None:
+        if any(row is None for row in rows):
+            return None
+        return torch.tensor([[*(row or ()), *[0.0] * (k - len(row or ()))] for row in rows])
+
+    winners = [group.winner for group in groups]
+    return GroupBatch(
+        prompt_ids=prompt_ids,
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        completion_ids=completion_ids,
+        completion_lengths=completion_lengths,
+        rewards=per_completion([group.rewards for group in groups]),
+        winner=None if None in winners else torch.tensor(winners),
+        reference_logprobs=per_completion([group.reference_logprobs for group in groups]),
+    )

@@ -1,0 +1,88 @@
+"""Token ids, made once. Content is tokenised apart from the template, so special tokens that a user typed stay text.
+
+A prompt given as text is continued as it stands (with the tokenizer's beginning-of-sequence token where it has one); a
+prompt given as messages is rendered by the chat template. A completion is its content and the end-of-turn token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from exoalign.errors import DataError, ModelError
+from exoalign.groups import Group, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SLOT = "\ue000{}\ue001"  # private-use characters: no template and no text has them by accident
+
+
+def content_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of text in which `<|im_end|>` and its like are plain characters."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Ids of a prompt.
+
+    Raises:
+        ModelError: if messages are given and the tokenizer has no usable chat template.
+    """
+    if isinstance(prompt, str):
+        bos = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
+        return bos + content_ids(tokenizer, prompt)
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "the prompt is a conversation, but the tokenizer has no chat template; give the prompt as text"
+        )
+    turns = [{"role": turn.role, "content": _SLOT.format(i)} for i, turn in enumerate(prompt)]
+    try:
+        rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates are programs and raise what they like
+        raise ModelError(f"the chat template refuses the roles {[t.role for t in prompt]}: {error}") from error
+    parts = re.split("\ue000(\\d+)\ue001", rendered)
+    if parts[1::2] != [str(i) for i in range(len(prompt))]:
+        raise ModelError("the chat template drops or repeats a turn, so its content cannot be tokenised apart")
+    ids: list[int] = []
+    for i, part in enumerate(parts):
+        if i % 2:
+            ids += content_ids(tokenizer, prompt[int(part)].content)
+        elif part:
+            ids += tokenizer(part, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def tokenize(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, context: int | None = None) -> list[Group]:
+    """Give every group its token ids; ids that are there already are kept.
+
+    Args:
+        groups: the groups.
+        tokenizer: the policy's tokenizer.
+        context: the model's context length in tokens, if it is known.
+
+    Raises:
+        DataError: naming the group, if it is longer than the context or a prompt has no token.
+        ModelError: if the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
+    done = []
+    for group in groups:
+        if group.prompt_ids is None:
+            group = replace(group, prompt_ids=tuple(prompt_ids(tokenizer, group.prompt)))
+        if group.completion_ids is None:
+            ids = tuple((*content_ids(tokenizer, text), tokenizer.eos_token_id) for text in group.completions)
+            group = replace(group, completion_ids=ids)
+        assert group.prompt_ids is not None
+        assert group.completion_ids is not None
+        longest = max(map(len, group.completion_ids))
+        if context is not None and len(group.prompt_ids) + longest > context:
+            raise DataError(
+                f"{group.where}: prompt of {len(group.prompt_ids)} and completion of {longest} tokens,"
+                f" but the model's context is {context}; shorten or remove the row"
+            )
+        done.append(group)
+    return done

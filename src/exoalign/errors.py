@@ -1,0 +1,32 @@
+"""The errors that a user can mend: each message says what was found, where, what was expected and what to do.
+
+The command line prints them without a traceback and exits with code 2. Everything else that is raised is a bug.
+"""
+
+
+class ExoalignError(Exception):
+    """Base of all errors that the caller can mend."""
+
+
+class ConfigError(ExoalignError):
+    """A recipe or an option is wrong."""
+
+
+class DataError(ExoalignError):
+    """A row, a file or a group of completions cannot be used."""
+
+
+class ModelError(ExoalignError):
+    """A model or a tokenizer cannot be loaded or used as asked."""
+
+
+class RewardError(ExoalignError):
+    """A reward function failed or returned something that is no reward."""
+
+
+class TrainingError(ExoalignError):
+    """Training cannot start, or cannot go on without producing wrong numbers."""
+
+
+class StoreError(ExoalignError):
+    """A run folder holds something else than this run, or is in use by another process."""

@@ -1,0 +1,1 @@
+"""Evaluation: `compare` on fresh samples of both models, `heldout` on completions that exist already."""

@@ -1,0 +1,67 @@
+"""On completions that exist already: does the aligned model prefer the better one more than its reference does?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from exoalign.data.collate import collate
+from exoalign.errors import DataError
+from exoalign.estimators import cluster_bootstrap
+from exoalign.groups import Group
+from exoalign.train.reference import logprobs_of
+
+if TYPE_CHECKING:
+    Losses = Callable[[torch.Tensor, Any], torch.Tensor]
+
+
+def log_ratios_of(
+    groups: Sequence[Group],
+    policy: torch.nn.Module,
+    *,
+    bf16: bool,
+    temperature: float,
+    report: Callable[[int], None] | None = None,
+) -> list[list[float]]:
+    """log pi_theta(y_k|x) - log pi_ref(y_k|x) for each completion of groups with reference log-probs.
+
+    Raises:
+        DataError: naming a group without them.
+    """
+    ratios = []
+    for group in groups:
+        if group.reference_logprobs is None:
+            raise DataError(f"{group.where}: has no reference log-probs; call add_reference first")
+        values = logprobs_of([group], policy, bf16=bf16, temperature=temperature)[0]
+        ratios.append([ours - theirs for ours, theirs in zip(values, group.reference_logprobs, strict=True)])
+        if report:
+            report(1)
+    return ratios
+
+
+def losses_of(groups: Sequence[Group], log_ratios: Sequence[Sequence[float]], objective: Losses) -> list[float]:
+    """The objective's loss of each group, given its log-ratios."""
+    return [
+        float(objective(torch.tensor([list(row)]), collate([group]))[0])
+        for group, row in zip(groups, log_ratios, strict=True)
+    ]
+
+
+def accuracy(groups: Sequence[Group], log_ratios: Sequence[Sequence[float]], *, seed: int = 0) -> dict[str, float]:
+    """Share of groups whose best completion (the winner, or the most rewarded) has the largest log-ratio; ties count half.
+
+    Returns:
+        {"mean", "low", "high"}, a 95% bootstrap interval over groups.
+    """
+    hits = []
+    for group, row in zip(groups, log_ratios, strict=True):
+        if group.winner is not None:
+            best = {group.winner}
+        else:
+            assert group.rewards is not None
+            best = {k for k, reward in enumerate(group.rewards) if reward == max(group.rewards)}
+        top = {k for k, value in enumerate(row) if value == max(row)}
+        hits.append([len(best & top) / len(top)])
+    return cluster_bootstrap(hits, seed=seed).as_dict()

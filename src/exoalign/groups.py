@@ -1,0 +1,186 @@
+"""`Group`: one prompt with its K completions, the unit that everything in this package works on; `GroupBatch`: its tensors.
+
+A group is plain, frozen Python: it is read from a file, sampled, rewarded, written to Parquet and handed to the trainer,
+each stage adding a field with `dataclasses.replace`. K may differ from group to group. Importing this module loads no torch.
+
+Shape legend: B groups, K completions (the largest K of the batch), P prompt tokens, L completion tokens (the longest).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from exoalign.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+"""Text that the completion continues as it stands, or the turns of a conversation that the chat template renders."""
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt as people read it: the text itself, or the turns with their roles (a single turn without)."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0].content
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its K completions, validated when it is made.
+
+    Attributes:
+        prompt: text, or the turns of a conversation.
+        completions: the K replies as text, K >= 1.
+        rewards: a finite reward for each completion, or None.
+        winner: index of the preferred completion, or None.
+        prompt_ids: the prompt's token ids (special tokens of the template included), or None before tokenisation.
+        completion_ids: token ids of each completion, with the end-of-turn token where the reply ended by itself. Sampled
+            ids are kept as they were drawn and never made again from the text.
+        sampler_logprobs: log mu(y_k|x) in nats, summed over tokens, under the distribution that was sampled from.
+        reference_logprobs: log pi_ref(y_k|x) in nats, summed over tokens.
+        provenance: where the group comes from (source row, sampler settings, reference fingerprint, ...).
+
+    Raises:
+        DataError: if lengths differ, a number is not finite, the winner is out of range or a part is empty.
+    """
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    rewards: tuple[float, ...] | None = None
+    winner: int | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    completion_ids: tuple[tuple[int, ...], ...] | None = None
+    sampler_logprobs: tuple[float, ...] | None = None
+    reference_logprobs: tuple[float, ...] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        freeze = object.__setattr__
+        freeze(self, "completions", tuple(self.completions))
+        if self.completion_ids is not None:
+            freeze(self, "completion_ids", tuple(tuple(ids) for ids in self.completion_ids))
+        if self.prompt_ids is not None:
+            freeze(self, "prompt_ids", tuple(self.prompt_ids))
+        freeze(self, "provenance", MappingProxyType(dict(self.provenance)))
+        k = self.k
+        if k == 0:
+            raise DataError(f"{self.where}: a group needs at least one completion, found none")
+        if not isinstance(self.prompt, str):
+            freeze(self, "prompt", tuple(Message(*turn) for turn in self.prompt))
+        for name in ("rewards", "sampler_logprobs", "reference_logprobs"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            values = tuple(float(value) for value in values)
+            freeze(self, name, values)
+            if len(values) != k:
+                raise DataError(f"{self.where}: {len(values)} {name} for {k} completions; expected one for each")
+            for i, value in enumerate(values):
+                if not math.isfinite(value):
+                    raise DataError(f"{self.where}: {name}[{i}] is {value}; expected a finite number")
+        if self.winner is not None and not 0 <= self.winner < k:
+            raise DataError(f"{self.where}: winner is {self.winner}; expected an index from 0 to {k - 1}")
+        if self.completion_ids is not None:
+            if len(self.completion_ids) != k:
+                raise DataError(
+                    f"{self.where}: token ids of {len(self.completion_ids)} completions for {k} completions"
+                )
+            if not all(self.completion_ids):
+                raise DataError(f"{self.where}: a completion has no token; expected at least the end-of-turn token")
+        if self.prompt_ids is not None and not self.prompt_ids:
+            raise DataError(f"{self.where}: the prompt has no token, so the first token of a completion has no context")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = [getattr(self, f.name) for f in fields(self)[:-1]]
+        return (type(self), (*state, dict(self.provenance)))
+
+    @property
+    def k(self) -> int:
+        """Number of completions."""
+        return len(self.completions)
+
+    @property
+    def where(self) -> str:
+        """Where the group comes from, for error messages: its source row, else the beginning of its prompt."""
+        return str(self.provenance.get("source") or f"group {prompt_text(self.prompt)[:40]!r}")
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """B groups as padded tensors, ragged K included: a completion of length 0 is absent.
+
+    Attributes:
+        prompt_ids: [B, P] int64, padded on the right.
+        prompt_lengths: [B] int64.
+        completion_ids: [B, K, L] int64, padded on the right.
+        completion_lengths: [B, K] int64, 0 where a group has fewer than K completions.
+        rewards: [B, K] float32, or None.
+        winner: [B] int64, or None.
+        reference_logprobs: [B, K] float32 in nats, or None.
+    """
+
+    prompt_ids: torch.Tensor
+    prompt_lengths: torch.Tensor
+    completion_ids: torch.Tensor
+    completion_lengths: torch.Tensor
+    rewards: torch.Tensor | None = None
+    winner: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """[B, K] bool, True at real completions."""
+        return self.completion_lengths > 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, K)."""
+        b, k = self.completion_lengths.shape
+        return b, k
+
+    def as_dict(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, None left out: what a data loader hands on and `GroupBatch(**inputs)` takes back."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def check_groups(groups: Sequence[Group], *, needs: str) -> None:
+    """Refuse groups that an objective cannot use.
+
+    Args:
+        groups: the training data.
+        needs: "rewards" or "winner".
+
+    Raises:
+        DataError: naming the first group without what is needed, with one completion only, or (winner) with K other than 2.
+    """
+    if not groups:
+        raise DataError("no groups to train on: the data is empty")
+    for group in groups:
+        if getattr(group, needs) is None:
+            other = "exo_rw or dpo_rw" if needs == "winner" else "exo_pref or dpo_pref"
+            raise DataError(
+                f"{group.where}: the objective needs `{needs}`, which this group lacks; add it or use {other}"
+            )
+        if group.k < 2:
+            raise DataError(f"{group.where}: found 1 completion, expected at least 2: one alone holds no preference")
+        if needs == "winner" and group.k != 2:
+            raise DataError(
+                f"{group.where}: found {group.k} completions, expected 2; with rewards use exo_rw or dpo_rw"
+            )

@@ -1,0 +1,156 @@
+"""The obvious way: one padded row for each prompt and completion. It is the oracle for every faster way.
+
+A prompt stands left-padded and its completion right-padded, so that all completions of a batch begin in one column and the
+model's own head runs on the completion columns only (`logits_to_keep`). Final soft-capping and logit scaling are the model's.
+
+Shape legend: B groups, K completions, R rows (the real completions), P prompt tokens, L completion tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exoalign.errors import ModelError
+from exoalign.groups import GroupBatch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The real completions of a batch, one row each.
+
+    `input_ids`, `attention_mask`, `position_ids` [R, P + L]; `targets` and `mask` [R, L]; `owner` [R] is the flat index
+    b * K + k that a row belongs to.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    targets: Tensor
+    mask: Tensor
+    owner: Tensor
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def take(self, start: int, stop: int) -> Rows:
+        """Rows start to stop."""
+        return Rows(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))
+
+
+def rows_of(batch: GroupBatch, device: torch.device) -> Rows:
+    """Lay out the real completions of a batch as rows, on `device`."""
+    present = batch.mask.flatten().nonzero().squeeze(1)
+    prompt_lengths = batch.prompt_lengths.repeat_interleave(batch.shape[1])[present]
+    completion_lengths = batch.completion_lengths.flatten()[present]
+    targets = batch.completion_ids.flatten(0, 1)[present]
+    p, length = batch.prompt_ids.shape[1], targets.shape[1]
+    # a right-padded prompt of n tokens moves to the right edge: column j takes token j - (p - n)
+    columns = torch.arange(p, device=prompt_lengths.device) - (p - prompt_lengths)[:, None]
+    prompts = batch.prompt_ids.repeat_interleave(batch.shape[1], 0)[present].gather(1, columns.clamp(min=0))
+    mask = torch.arange(length, device=targets.device) < completion_lengths[:, None]
+    attention = torch.cat([columns >= 0, mask], 1)
+    return Rows(
+        input_ids=torch.cat([prompts, targets], 1).to(device),
+        attention_mask=attention.long().to(device),
+        position_ids=(attention.long().cumsum(1) - 1).clamp(min=0).to(device),
+        targets=targets.to(device),
+        mask=mask.to(device),
+        owner=present.to(device),
+    )
+
+
+def row_logits(model: torch.nn.Module, rows: Rows) -> Tensor:
+    """Logits that predict the completion tokens: [R, L, V], in the precision of the model's head."""
+    length = rows.targets.shape[1]
+    arguments = {"logits_to_keep": length + 1} if _keeps_logits(model) else {}
+    output = model(
+        input_ids=rows.input_ids,
+        attention_mask=rows.attention_mask,
+        position_ids=rows.position_ids,
+        use_cache=False,
+        **arguments,
+    )
+    logits: Tensor = output.logits
+    return logits[:, -length - 1 : -1]
+
+
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / T)[target]: [R, L, V], [R, L] -> [R, L] in float32 at least, nats."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    scaled = logits / temperature if temperature != 1.0 else logits
+    return scaled.gather(-1, targets[..., None]).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def completion_logprobs(
+    model: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0, rows_per_pass: int | None = None
+) -> Tensor:
+    """log pi(y_k|x) of whole completions at a temperature, summed over their tokens.
+
+    Args:
+        model: a causal language model.
+        batch: B groups.
+        temperature: logits are divided by it; the same for policy and reference.
+        rows_per_pass: at most so many rows in one forward pass (without gradients, where memory is then bounded by it).
+
+    Returns:
+        [B, K] in nats, float32 (float64 for a float64 model), differentiable; 0 where a completion is absent.
+    """
+    b, k = batch.shape
+    sums, owners = [], []
+    for rows in _passes(rows_of(batch, _device(model)), rows_per_pass):
+        tokens = token_logprobs(row_logits(model, rows), rows.targets, temperature)
+        sums.append(torch.where(rows.mask, tokens, 0.0).sum(1))
+        owners.append(rows.owner)
+    total = torch.cat(sums)
+    return total.new_zeros(b * k).index_put((torch.cat(owners),), total).view(b, k)
+
+
+@torch.no_grad()
+def compare_policies(
+    policy: torch.nn.Module,
+    reference: torch.nn.Module,
+    batch: GroupBatch,
+    *,
+    temperature: float = 1.0,
+    rows_per_pass: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Two measures of how far the policy is from the reference, for each completion.
+
+    Returns:
+        log_ratio [B, K]: log pi_theta(y|x) - log pi_ref(y|x), whose mean over samples of pi_theta estimates the KL; and
+        kl [B, K]: sum over the completion's steps of the exact KL(pi_theta(.|prefix) || pi_ref(.|prefix)) over the
+        vocabulary, an estimate of the same KL with less variance. Both in nats a completion, 0 where absent.
+    """
+    b, k = batch.shape
+    log_ratio = torch.zeros(b * k, dtype=torch.float64)
+    kl = torch.zeros(b * k, dtype=torch.float64)
+    for rows in _passes(rows_of(batch, _device(policy)), rows_per_pass):
+        log_p = torch.log_softmax(row_logits(policy, rows).float() / temperature, -1)
+        log_ref = torch.log_softmax(row_logits(reference, rows).float() / temperature, -1)
+        tokens = (log_p - log_ref).gather(-1, rows.targets[..., None]).squeeze(-1)
+        steps = torch.nn.functional.kl_div(log_ref, log_p, reduction="none", log_target=True).sum(-1)
+        log_ratio[rows.owner.cpu()] = torch.where(rows.mask, tokens, 0.0).double().sum(1).cpu()
+        kl[rows.owner.cpu()] = torch.where(rows.mask, steps, 0.0).double().sum(1).cpu()
+    return log_ratio.view(b, k), kl.view(b, k)
+
+
+def _passes(rows: Rows, size: int | None) -> Iterator[Rows]:
+    for start in range(0, len(rows), size or len(rows)):
+        yield rows.take(start, start + (size or len(rows)))
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _keeps_logits(model: torch.nn.Module) -> bool:
+    inner = getattr(model, "module", model)  # DistributedDataParallel
+    names = inspect.signature(inner.forward).parameters
+    if "logits_to_keep" not in names and "input_ids" not in names:
+        raise ModelError(f"{type(inner).__name__} does not take input_ids; expected a causal language model")
+    return "logits_to_keep" in names

@@ -1,0 +1,170 @@
+"""Loads models and tokenizers: by folder, hub id or the word `demo`; safetensors only, no foreign code unless asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from exoalign.demo_model import demo_model
+from exoalign.errors import ModelError
+from exoalign.files import checksum
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def resolve(path: str) -> str:
+    """The folder or hub id that `path` names; `demo` becomes the folder of the demo model."""
+    if path == "demo" and not Path("demo").is_dir():
+        return str(demo_model())
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    folder = Path(path).expanduser()
+    if looks_local and not folder.is_dir():
+        raise ModelError(f"model {path}: no such folder; expected a folder with config.json, a hub id or `demo`")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"model {path}: no config.json in the folder; expected a model saved by save_pretrained")
+    return str(folder) if folder.is_dir() else path
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | torch.device | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model.
+
+    Args:
+        path: a folder, a hub id, or `demo`.
+        dtype: the type of the weights.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run the Python code that the model's repository brings. Off unless the user says so.
+        device: where the weights go; the accelerator if there is one, when None.
+
+    Raises:
+        ModelError: if the model cannot be found, is no causal model, has no safetensors or wants its own code.
+    """
+    source = resolve(path)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_explain(path, error)) from error
+    return model.to(device or default_device())  # type: ignore[arg-type]
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model; a missing padding token becomes the end-of-sequence token.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    source = resolve(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_explain(path, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """The model's context in tokens, None where its configuration names none."""
+    try:
+        config = AutoConfig.from_pretrained(resolve(path), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_explain(path, error)) from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _explain(path: str, error: Exception) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "trust_remote_code" in str(error):
+        return f"model {path} brings its own code, which is not run; set model.trust_remote_code=true if you trust it"
+    if "safetensors" in str(error):
+        return f"model {path} has no safetensors weights, and pickled ones are not loaded: {first}"
+    return f"model {path} cannot be loaded: {first}"
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def native_bfloat16(device: torch.device | None = None) -> bool:
+    """Whether the device multiplies bfloat16 in hardware (elsewhere it is emulated and slower than float32)."""
+    device = device or default_device()
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        with contextlib.suppress(OSError):  # avx512_bf16, amx_bf16 on x86; bf16 on Arm
+            return "bf16" in Path("/proc/cpuinfo").read_text()
+        return False
+    return device.type == "xpu"
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, *, bf16: bool) -> Iterator[None]:
+    """Matrix products in bfloat16 over float32 weights, or (bf16=False) nothing."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        yield
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 over names, types and bytes of all weights: equal exactly when the models are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def without_dropout(model: torch.nn.Module) -> int:
+    """Switch every dropout off, so that policy and reference see the same network; returns how many there were."""
+    count = 0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            module.p, count = 0.0, count + 1
+        if getattr(module, "attention_dropout", 0.0) and isinstance(module.attention_dropout, float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - modules declare no such attribute
+            count += 1
+    return count
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and notices of the libraries off the terminal: the command line shows its own."""
+    from transformers.utils import logging as library
+
+    library.disable_progress_bar()
+    library.set_verbosity_error()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+def identity(path: str, revision: str | None = None) -> dict[str, str]:
+    """What a run remembers of a model: the checksums of a folder's files, or a hub id with its revision."""
+    folder = Path(resolve(path))
+    if not folder.is_dir():
+        return {"hub": path, "revision": revision or "main"}
+    kept = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    return {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.suffix in kept}
+
+
+def token_ids(value: Any) -> list[int]:
+    """A token id or a list of them, as configurations hold it, as a list."""
+    if value is None:
+        return []
+    return [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]

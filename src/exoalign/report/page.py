@@ -1,0 +1,231 @@
+"""One run as one HTML file: what was found, the warnings, plots, samples side by side, and what was run.
+
+Everything that came from a model, a data set or a recipe is data: jinja2 escapes it, control characters are made
+visible, and the content security policy runs only the two scripts that carry this page's nonce. The file loads nothing.
+"""
+
+import json
+import os
+import secrets
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from exoalign.errors import DataError
+from exoalign.report.curves import training_figures
+from exoalign.report.figures import reward_figures
+from exoalign.report.finding import cards, finding, finite, number
+
+HERE = Path(__file__).parent
+PREVIEW = 160  # characters of a prompt in the list of samples
+
+# C0 (but tab and newline) as control pictures; C1, direction overrides and lone surrogates by their code.
+_VISIBLE: dict[int, str] = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
+_VISIBLE |= {0x7F: "\u2421"}
+for _code in (*range(0x80, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF):
+    _VISIBLE[_code] = f"⟨U+{_code:04X}⟩"
+_VISIBLE |= {code: f"⟨U+{code:04X}⟩" for code in range(0xD800, 0xE000)}
+
+
+def visible(text: str) -> str:
+    """The text with every control character replaced by a mark that can be seen."""
+    return text.replace("\r\n", "\n").translate(_VISIBLE)
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    warnings: Sequence[str],
+    samples: Sequence[Mapping[str, Any]],
+    stages: Sequence[Mapping[str, Any]],
+    versions: Mapping[str, str],
+) -> Path:
+    """Write the report of a run as one self-contained HTML file, and return its path.
+
+    Everything may be empty; the page shows what is there. Lengths are in tokens, KL in nats a completion.
+
+    Args:
+        path: the file to write; its folder must exist. It is replaced in one step.
+        title: the heading.
+        recipe: the resolved configuration, nested.
+        metrics: {"base", "aligned", "difference", "prompts", "completions_per_prompt"} of a reward run, or
+            {"train", "heldout"} of a run on pairs; an estimate is {"mean", "low", "high"}.
+        history: one mapping for each optimizer step.
+        warnings: sentences with a number and the setting to change.
+        samples: {"prompt", "base", "aligned"}, with {"text", "reward"} for each completion.
+        stages: {"name", "seconds", "state", "what"} in the order they ran.
+        versions: what was installed.
+    """
+    page = (
+        _environment()
+        .get_template("template.html")
+        .render(
+            title=title,
+            nonce=secrets.token_urlsafe(16),
+            finding=finding(metrics),
+            cards=cards(metrics),
+            warnings=list(warnings),
+            reward_figures=reward_figures(metrics, samples),
+            training_figures=training_figures(history, _completions(recipe)),
+            samples=(views := [_sample(index, sample) for index, sample in enumerate(samples)]),
+            picks=_picks(views),
+            recipe=_sections(recipe),
+            stages=[_stage(stage) for stage in stages],
+            versions=dict(versions),
+            numbers=list(_rows(metrics)),
+            style=Markup(_asset("style.css")),
+            script=Markup(_asset("page.js")),
+            plotly=Markup(_plotly()),
+        )
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # 0.15 s, which `exoalign --help` need not pay
+
+    source: str = get_plotlyjs()
+    if "</script" in source.lower():
+        raise AssertionError("plotly.min.js holds '</script', which would end the script element it is inlined in")
+    return source
+
+
+def _completions(recipe: Mapping[str, Any]) -> int | None:
+    section = recipe.get("sample")
+    k = section.get("k") if isinstance(section, Mapping) else None
+    return k if isinstance(k, int) and k > 0 else None
+
+
+def _sample(index: int, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt with both models' completions, their mean rewards and the change between them."""
+    where = f"samples[{index}]"
+    prompt = sample.get("prompt")
+    if not isinstance(prompt, str):
+        raise DataError(
+            f"{where}: found keys {sorted(sample)}, expected a text at 'prompt' and lists at 'base', 'aligned'."
+        )
+    view: dict[str, Any] = {"id": index + 1, "prompt": prompt, "preview": " ".join(prompt.split())[:PREVIEW]}
+    for model in ("base", "aligned"):
+        completions, rewards = [], []
+        for place, completion in enumerate(sample.get(model) or ()):
+            if not isinstance(completion.get("text"), str):
+                found = sorted(completion)
+                raise DataError(
+                    f"{where}.{model}[{place}]: found keys {found}, expected a text at 'text' and 'reward'."
+                )
+            reward = finite(completion.get("reward"))
+            text = completion["text"].removeprefix(" ")  # the space that parts it from the prompt
+            completions.append({"text": text, "reward": "–" if reward is None else number(reward, 2)})
+            rewards += [] if reward is None else [reward]
+        mean = statistics.fmean(rewards) if rewards else None
+        view[model] = completions
+        view[f"{model}_mean"] = mean
+        view[f"{model}_reward"] = "–" if mean is None else number(mean, 2)
+    both = view["base_mean"] is not None and view["aligned_mean"] is not None
+    view["change"] = view["aligned_mean"] - view["base_mean"] if both else None
+    view["change_text"] = number(view["change"], 2, sign=True) if both else ""
+    return view
+
+
+def _picks(views: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Three prompts to read first: the largest gain, the one nearest the median change, and the largest loss."""
+    changed = [view for view in views if view["change"] is not None]
+    if len(changed) < 3:
+        return []
+    median = statistics.median(view["change"] for view in changed)
+    best, worst = (pick(changed, key=lambda view: view["change"]) for pick in (max, min))
+    middle = min(changed, key=lambda view: abs(view["change"] - median))
+    return [
+        ("largest gain" if best["change"] > 0 else "smallest loss", best),
+        ("median change", middle),
+        ("largest loss" if worst["change"] < 0 else "smallest gain", worst),
+    ]
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _plain(value)
+
+
+def _sections(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The recipe as tables: the plain values first, then one table for each section."""
+    plain = [(str(key), _plain(value)) for key, value in recipe.items() if not isinstance(value, Mapping)]
+    nested = [(str(key), list(_flat(value))) for key, value in recipe.items() if isinstance(value, Mapping)]
+    return [(name, rows) for name, rows in [("run", plain), *nested] if rows]
+
+
+def _rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Every number of the metrics: its dotted name, then mean, low and high to six figures."""
+    for key, value in metrics.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and "mean" not in value:
+            yield from _rows(value, f"{name}.")
+            continue
+        cells = (
+            [value.get(end) for end in ("mean", "low", "high")] if isinstance(value, Mapping) else [value, None, None]
+        )
+        yield (
+            name,
+            ["" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else _plain(cell) for cell in cells],
+        )
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
+    seconds = finite(stage.get("seconds"))
+    return {
+        "name": str(stage.get("name", "")),
+        "what": str(stage.get("what", "")),
+        "state": str(stage.get("state", "")),
+        "time": "–" if seconds is None else duration(seconds),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "8.1 s", "1 min 20 s" or "2 h 05 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,1 @@
+"""Scores completions: `functions` holds the reward functions that ship and the protocol for one's own."""

@@ -1,0 +1,230 @@
+"""The work of each stage: plain functions that write what they made into a folder. `pipeline` puts them in order.
+
+Models are loaded by the stage that needs them and freed with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PrinterCallback
+
+from exoalign.config import Recipe
+from exoalign.data.formats import PromptRow
+from exoalign.data.table import read_table, write_table
+from exoalign.data.tokenize import tokenize
+from exoalign.errors import ConfigError
+from exoalign.estimators import cluster_bootstrap
+from exoalign.evaluate.compare import kl_of_samples, summarise
+from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of
+from exoalign.files import write_text
+from exoalign.groups import Group
+from exoalign.models import load_model
+from exoalign.progress import Progress
+from exoalign.rewards.functions import resolve_reward, score
+from exoalign.sampling import SamplingSettings, TransformersSampler
+from exoalign.train.align import ExoTrainer
+from exoalign.train.arguments import ExoConfig
+from exoalign.train.progress_callback import StepProgress
+from exoalign.train.reference import add_reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GROUPS, METRICS, HISTORY, MODEL = "groups.parquet", "metrics.json", "history.json", "model"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage needs: the recipe, the tokenizer, whether to compute in bfloat16, whether to show progress."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    bf16: bool
+    show: bool = True
+
+    def progress(self, label: str, total: int) -> Progress:
+        """A progress line."""
+        return Progress(label, total, enabled=self.show)
+
+    def load(self, path: str | Path | None = None, *, sampling: bool = False) -> PreTrainedModel:
+        """A model in float32, or for sampling in bfloat16 where that is fast; the recipe's own when `path` is None."""
+        section = self.recipe.model
+        return load_model(
+            str(path or section.path),
+            dtype=torch.bfloat16 if sampling and self.bf16 else torch.float32,
+            revision=None if path else section.revision,
+            trust_remote_code=section.trust_remote_code,
+        ).eval()
+
+    def settings(self, *, k: int, seed: int) -> SamplingSettings:
+        """The recipe's sampling settings."""
+        sample = self.recipe.sample
+        return SamplingSettings(k, sample.temperature, sample.top_p, sample.max_new_tokens, seed)
+
+
+def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer_output") -> ExoConfig:
+    """The trainer's settings that a recipe asks for.
+
+    Raises:
+        ConfigError: naming the key of `align.trainer` that is unknown, or that the recipe has a setting of its own for.
+    """
+    align = recipe.align
+    ours: dict[str, Any] = {
+        "objective": align.objective,
+        "beta_pi": align.beta_pi,
+        "beta_r": align.beta_r,
+        "epsilon": align.epsilon,
+        "temperature": recipe.temperature,
+        "learning_rate": align.learning_rate,
+        "num_train_epochs": align.epochs,
+        "per_device_train_batch_size": align.groups_per_pass,
+        "gradient_accumulation_steps": align.groups_per_step // align.groups_per_pass,
+        "bf16": bf16,
+        "seed": recipe.seed,
+        "output_dir": output_dir,
+    }
+    known = [f.name for f in fields(ExoConfig)]
+    for key in align.trainer:
+        if key in ours:
+            raise ConfigError(
+                f"align.trainer.{key}: the recipe sets this itself (align, model, seed or out); set it there"
+            )
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(
+                f"align.trainer.{key} is no argument of the trainer" + (f"; did you mean {near[0]}?" if near else "")
+            )
+    defaults = {"save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": torch.accelerator.is_available()}
+    try:
+        return ExoConfig(**{**defaults, **align.trainer, **ours})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"align.trainer: {error}") from error
+
+
+def sample(context: Context, rows: Sequence[PromptRow], folder: Path) -> str:
+    """K completions of the model for each prompt -> groups.parquet."""
+    groups = _draw(context, None, rows, context.settings(k=context.recipe.sample.k, seed=context.recipe.seed), "sample")
+    write_table(groups, folder / GROUPS)
+    stopped = sum(finish == "stop" for group in groups for finish in group.provenance["finish"])
+    count = sum(group.k for group in groups)
+    return f"{len(groups)} prompts x {groups[0].k} completions, {stopped / count:.0%} ended by themselves"
+
+
+def reward(context: Context, groups_file: Path, folder: Path) -> str:
+    """A reward for each completion -> groups.parquet."""
+    groups = _score(context, read_table(groups_file), "reward")
+    write_table(groups, folder / GROUPS)
+    values = [value for group in groups for value in group.rewards or ()]
+    return f"{len(values)} rewards, mean {sum(values) / len(values):.3f}"
+
+
+def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
+    """Train the policy -> model/, history.json, groups.parquet with the reference log-probs."""
+    arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
+    with context.progress("reference", len(groups)) as progress:
+        trainer = ExoTrainer(
+            context.load(), arguments, groups, processing_class=context.tokenizer, report=progress.advance
+        )
+        trainer.prepare_reference()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StepProgress(enabled=context.show))
+    trainer.train()
+    trainer.save_model(str(folder / MODEL))
+    write_table(trainer.train_dataset, folder / GROUPS)
+    record = {
+        "steps": [step for step in trainer.state.log_history if "loss" in step],
+        "warnings": [finding.text for finding in trainer.findings],
+    }
+    write_text(folder / HISTORY, json.dumps(record, indent=1))
+    return f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
+
+
+def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow], folder: Path) -> str:
+    """Fresh samples of both models at the same seeds -> base.parquet, aligned.parquet, metrics.json."""
+    settings = context.settings(k=context.recipe.evaluate.k, seed=context.recipe.seed + 1)
+    sets = {}
+    for name, path in (("base", None), ("aligned", aligned)):
+        sets[name] = _score(context, _draw(context, path, rows, settings, f"sample {name}"), f"reward {name}")
+        write_table(sets[name], folder / f"{name}.parquet")
+    with context.progress("KL", len(rows)) as progress:
+        policy, reference = context.load(aligned), context.load()
+        log_ratios, exact = kl_of_samples(
+            policy, reference, sets["aligned"], temperature=settings.temperature, report=progress.advance
+        )
+    metrics = summarise(sets["base"], sets["aligned"], log_ratios, exact, seed=context.recipe.seed)
+    write_text(folder / METRICS, json.dumps(metrics, indent=1))
+    return f"{len(rows)} prompts x {settings.k} completions of both models"
+
+
+def evaluate_heldout(
+    context: Context, aligned: Path, trained_on: Path, heldout: Sequence[Group] | None, folder: Path
+) -> str:
+    """Loss on the training groups before and after, accuracy and loss on held-out groups -> metrics.json."""
+    train, recipe = read_table(trained_on), context.recipe
+    precision: dict[str, Any] = {"bf16": context.bf16, "temperature": recipe.temperature}
+    groups: list[Group] = []
+    if heldout:
+        reference = context.load()
+        with context.progress("held-out reference", len(heldout)) as progress:
+            groups = add_reference(
+                tokenize(heldout, context.tokenizer), reference, report=progress.advance, **precision
+            )
+        del reference
+        _free()
+    policy = context.load(aligned)
+    objective = training_arguments(recipe, bf16=False).loss
+    metrics: dict[str, Any] = {}
+    for name, part in (("train", train), ("heldout", groups)):
+        if not part:
+            continue
+        with context.progress(f"{name} groups", len(part)) as progress:
+            ratios = log_ratios_of(part, policy, report=progress.advance, **precision)
+        after = losses_of(part, ratios, objective)
+        before = losses_of(part, [[0.0] * group.k for group in part], objective)
+        metrics[name] = {
+            "loss_before": sum(before) / len(before),
+            "loss_after": sum(after) / len(after),
+            "loss": cluster_bootstrap([[loss] for loss in after], seed=recipe.seed).as_dict(),
+            "accuracy": accuracy(part, ratios, seed=recipe.seed),
+            "pairs" if all(group.k == 2 for group in part) else "groups": len(part),
+        }
+    write_text(folder / METRICS, json.dumps(metrics, indent=1))
+    return f"{len(train)} training and {len(groups)} held-out groups"
+
+
+def _draw(
+    context: Context, path: Path | None, rows: Sequence[PromptRow], settings: SamplingSettings, label: str
+) -> list[Group]:
+    with context.progress(label, len(rows) * settings.k) as progress:
+        sampler = TransformersSampler(
+            context.load(path, sampling=True),
+            context.tokenizer,
+            batch_size=context.recipe.sample.batch_size,
+            name=context.recipe.model.path if path is None else "aligned",
+            report=progress.advance,
+        )
+        groups = sampler.sample([row.prompt for row in rows], settings, [row.source for row in rows])
+    del sampler
+    _free()
+    return groups
+
+
+def _score(context: Context, groups: Sequence[Group], label: str) -> list[Group]:
+    assert context.recipe.reward is not None
+    name = context.recipe.reward.function
+    with context.progress(label, len(groups)) as progress:
+        return score(groups, resolve_reward(name), name=f"reward function {name}", report=progress.advance)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,2 @@
+"""Alignment: `align` holds the trainer, `arguments` its settings, `reference` the reference log-probs, `diagnostics` what is
+logged and warned of."""

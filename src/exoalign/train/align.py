@@ -1,0 +1,204 @@
+"""`ExoTrainer`: transformers' Trainer on groups of completions. It adds the objective, the reference and the diagnostics.
+
+Ten lines align a model::
+
+    from exoalign import ExoConfig, ExoTrainer, Group
+
+    groups = [Group("A film review:", (" A joy.", " A bore."), rewards=(1.0, -1.0)), ...]
+    trainer = ExoTrainer(model="demo", args=ExoConfig("out", objective="exo_rw"), train_dataset=groups)
+    trainer.train()
+    trainer.save_model("aligned")
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from exoalign.data.collate import collate
+from exoalign.data.tokenize import tokenize
+from exoalign.errors import TrainingError
+from exoalign.groups import Group, GroupBatch, check_groups
+from exoalign.logprobs.rows import completion_logprobs
+from exoalign.losses import OBJECTIVES, policy_log_probs, preference_target, reward_target
+from exoalign.models import load_model, load_tokenizer, without_dropout
+from exoalign.train.arguments import ExoConfig
+from exoalign.train.diagnostics import Finding, refuse_lost_updates, step_metrics, target_findings
+from exoalign.train.reference import add_reference, check_agreement
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+class ExoTrainer(Trainer):
+    """Aligns a causal language model with any of the four objectives.
+
+    Args:
+        model: the policy, or its folder or hub id (then loaded in float32, and its tokenizer with it). Before training it
+            is also the reference, unless `ref_model` is given.
+        args: the settings.
+        train_dataset: groups with rewards (exo_rw, dpo_rw) or with a winner and K = 2 (exo_pref, dpo_pref). Token ids and
+            reference log-probs are added where they are missing.
+        eval_dataset: groups to compute the loss on, as for any Trainer.
+        processing_class: the tokenizer.
+        ref_model: another reference than the policy's initial weights; then policy and reference may differ at step 0.
+        report: called with the number of groups whose reference log-probs are done.
+        kwargs: further arguments of `transformers.Trainer`.
+
+    Attributes:
+        findings: the warnings given so far.
+
+    Raises:
+        DataError, ModelError, TrainingError: when data, model and settings do not fit; see the messages.
+    """
+
+    args: ExoConfig
+    model: PreTrainedModel
+    train_dataset: Any
+    eval_dataset: Any
+    loss_is_scaled_for_ga = True  # compute_loss divides by the groups of the whole step
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: ExoConfig,
+        train_dataset: Sequence[Group],
+        eval_dataset: Sequence[Group] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: PreTrainedModel | None = None,
+        report: Callable[[int], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        objective = OBJECTIVES[args.objective]
+        check_groups(train_dataset, needs=objective.needs)
+        if isinstance(model, str):
+            processing_class = processing_class or load_tokenizer(model)
+            model = load_model(model)
+        if processing_class is None:
+            raise TrainingError("no tokenizer: give processing_class with the model")
+        refuse_lost_updates(model, args.learning_rate)
+        if args.disable_dropout:
+            without_dropout(model)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._pad_id = processing_class.pad_token_id or 0
+        self._ref_model, self._report = ref_model, report
+        self._sums: dict[str, Tensor] = {}
+        self._groups = 0
+        self._prepared = False
+        self.findings: list[Finding] = []
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=tokenize(train_dataset, processing_class, context=context),
+            eval_dataset=None if eval_dataset is None else tokenize(eval_dataset, processing_class, context=context),
+            processing_class=processing_class,
+            data_collator=lambda groups: collate(groups, pad_id=self._pad_id).as_dict(),
+            **kwargs,
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute what is missing of the reference, check it against the policy, warn, and train.
+
+        Raises:
+            TrainingError: if policy and reference disagree before the first step, or the loss is not finite at some step.
+        """
+        self.prepare_reference()
+        if OBJECTIVES[self.args.objective].needs == "rewards":
+            for finding in target_findings(self.train_dataset, beta_pi=self.args.beta_pi, beta_r=self.args.beta_r):
+                self.findings.append(finding)
+                logger.warning(finding.text)
+        output = super().train(*args, **kwargs)
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+            raise TrainingError(f"after step {self.state.global_step} a weight is not finite; lower learning_rate")
+        return output
+
+    def prepare_reference(self) -> None:
+        """Give all groups their reference log-probs, and check that the policy agrees with them. `train` calls it, once.
+
+        Call it before the policy has changed: its weights of now are the reference.
+        """
+        if self._prepared:
+            return
+        shared: dict[str, Any] = {
+            "bf16": self.args.bf16,
+            "temperature": self.args.temperature,
+            "groups_per_pass": self.args.per_device_train_batch_size,
+            "pad_id": self._pad_id,
+        }
+        reference = self.model if self._ref_model is None else self._ref_model.to(self.args.device)  # type: ignore[arg-type]
+        self.train_dataset = add_reference(self.train_dataset, reference, report=self._report, **shared)
+        if self.eval_dataset is not None:
+            self.eval_dataset = add_reference(self.eval_dataset, reference, **shared)
+        if self._ref_model is None:
+            largest = check_agreement(self.train_dataset, self.model, **shared)
+            logger.info("policy and reference agree before step 1: largest |log-ratio| %.2g nats", largest)
+        self._prepared = True
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective, summed over the groups of this pass and divided by the groups of the whole step."""
+        batch = GroupBatch(**inputs)
+        if batch.reference_logprobs is None:
+            raise TrainingError("the groups have no reference log-probs; call train() or prepare_reference() first")
+        logprobs = completion_logprobs(model, batch, temperature=self.args.temperature)
+        log_ratios = torch.where(batch.mask, logprobs - batch.reference_logprobs.to(logprobs.dtype), 0.0)
+        losses = self.args.loss(log_ratios, batch)
+        if not bool(torch.isfinite(losses).all()):
+            raise TrainingError(
+                f"the loss at step {self.state.global_step + 1} is {losses.tolist()}: a weight or a log-prob is not finite;"
+                " lower learning_rate, or look at the data of this step; nothing was saved from it"
+            )
+        if model.training:
+            self._note(losses, log_ratios, batch)
+        loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
+        return (loss, {"log_ratios": log_ratios}) if return_outputs else loss
+
+    def _note(self, losses: Tensor, log_ratios: Tensor, batch: GroupBatch) -> None:
+        log_ratios = log_ratios.detach()
+        log_q = policy_log_probs(log_ratios, beta_pi=self.args.beta_pi, mask=batch.mask)
+        if batch.rewards is not None and OBJECTIVES[self.args.objective].needs == "rewards":
+            log_p = reward_target(batch.rewards, beta_r=self.args.beta_r, mask=batch.mask)
+            metrics = step_metrics(log_ratios, log_q, log_p, batch.mask, batch.rewards, None)
+        else:
+            log_p = preference_target(batch.winner, epsilon=self.args.epsilon or 0.0, like=log_ratios)
+            metrics = step_metrics(log_ratios, log_q, log_p, batch.mask, None, batch.winner)
+        for name, value in {"loss": losses.detach().sum(), **metrics}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.double()
+        self._groups += len(losses)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A standard folder: weights as safetensors, configuration, tokenizer and chat template, and no pickle."""
+        super().save_model(output_dir, _internal_call)
+        (Path(output_dir or self.args.output_dir or ".") / "training_args.bin").unlink(missing_ok=True)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the objective's metrics, as means over all groups since the last log."""
+        if "loss" in logs and self._groups:
+            logs = {**logs, **{name: float(value) / self._groups for name, value in self._sums.items()}}
+            self._sums, self._groups = {}, 0
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a held-out batch; there are no labels to gather."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        """Groups in the passes of one step: an uneven last pass then weighs what it holds."""
+        return sum(len(batch["prompt_lengths"]) for batch in batch_samples)

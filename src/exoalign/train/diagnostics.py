@@ -1,0 +1,152 @@
+"""What is logged at each step, and the warnings for the method's known failures, each with its number and its remedy.
+
+Shapes: B groups, K completions; every metric is a mean over groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exoalign.errors import TrainingError
+from exoalign.estimators import effective_sample_size
+from exoalign.groups import Group
+
+FLAT = 0.98
+"""The target is too flat to learn from when its mean effective sample size is above this share of K."""
+NO_SPREAD = 0.5
+"""The reward does not discriminate when more than this share of groups has equal rewards."""
+STILL = 0.1
+"""Nothing moves when the log-ratios of the optimum have a standard deviation below this many nats."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A warning: what it is about, and the sentence for the user."""
+
+    kind: str
+    text: str
+
+
+@torch.no_grad()
+def step_metrics(
+    log_ratios: Tensor, log_q: Tensor, log_p: Tensor, mask: Tensor, rewards: Tensor | None, winner: Tensor | None
+) -> dict[str, Tensor]:
+    """The metrics of B groups, each summed over the groups.
+
+    Args:
+        log_ratios, log_q, log_p: [B, K]; log_q and log_p normalised over the real completions.
+        mask: [B, K], True at real completions.
+        rewards: [B, K] or None.
+        winner: [B] or None.
+
+    Returns:
+        policy_ess, target_ess (between 1 and K), policy_entropy, target_entropy (nats), best_log_ratio, worst_log_ratio
+        (nats, of the completions with most and least reward), and with rewards policy_reward = E_q[r], target_reward =
+        E_p[r], no_spread; with a winner accuracy (1 where the winner's log-ratio is the larger).
+    """
+    q, p = log_q.exp() * mask, log_p.exp() * mask
+    metrics = {
+        "policy_ess": (1 / (q * q).sum(1)).sum(),
+        "target_ess": (1 / (p * p).sum(1)).sum(),
+        "policy_entropy": -torch.special.xlogy(q, q).sum(),
+        "target_entropy": -torch.special.xlogy(p, p).sum(),
+    }
+    if rewards is not None:
+        low = rewards.masked_fill(~mask, torch.inf)
+        high = rewards.masked_fill(~mask, -torch.inf)
+        best, worst = high.argmax(1), low.argmin(1)
+        metrics["policy_reward"] = (q * rewards).sum()
+        metrics["target_reward"] = (p * rewards).sum()
+        metrics["no_spread"] = (high.amax(1) == low.amin(1)).sum()
+    else:
+        best = torch.zeros(len(q), dtype=torch.long, device=q.device) if winner is None else winner
+        worst = 1 - best
+    at_best = log_ratios.gather(1, best[:, None]).squeeze(1)
+    at_worst = log_ratios.gather(1, worst[:, None]).squeeze(1)
+    if rewards is None:
+        metrics["accuracy"] = (at_best > at_worst).sum()
+    return {**metrics, "best_log_ratio": at_best.sum(), "worst_log_ratio": at_worst.sum()}
+
+
+def target_findings(groups: Sequence[Group], *, beta_pi: float, beta_r: float) -> list[Finding]:
+    """What the rewards and the betas say before the first step: the ways in which this target cannot be learnt from.
+
+    Args:
+        groups: groups with rewards.
+        beta_pi, beta_r: as in the objective.
+
+    Returns:
+        At most one finding of each kind: `no_spread`, `sharp`, `flat`, `still`.
+    """
+    rewards = [np.array(group.rewards) for group in groups if group.rewards is not None]
+    spread = [r for r in rewards if np.ptp(r) > 0]
+    findings = []
+    share = 1 - len(spread) / len(rewards)
+    if share > NO_SPREAD:
+        findings.append(
+            Finding(
+                "no_spread",
+                f"the reward does not discriminate: in {share:.0%} of the groups all completions have the same reward, so they"
+                " teach nothing; use a reward that tells completions apart, sample more of them (sample.k) or raise"
+                " sample.temperature",
+            )
+        )
+    if not spread:
+        return findings
+    k = float(np.mean([len(r) for r in spread]))
+    ess = float(np.mean([effective_sample_size(r / beta_r) for r in spread]))
+    if ess < min(2.0, (1 + k) / 2):
+        findings.append(
+            Finding(
+                "sharp",
+                f"the target is too sharp: its effective sample size is {ess:.2f} of K = {k:.3g}, so nearly all its mass is on"
+                f" one completion; raise align.beta_r (now {beta_r:g}) or sample more completions",
+            )
+        )
+    if ess > FLAT * k:
+        findings.append(
+            Finding(
+                "flat",
+                f"the target is too flat: its effective sample size is {ess:.2f} of K = {k:.3g}, so good and bad completions"
+                f" count almost alike; lower align.beta_r (now {beta_r:g})",
+            )
+        )
+    movement = float(np.mean([r.std() for r in spread])) / (beta_pi * beta_r)
+    if movement < STILL:
+        findings.append(
+            Finding(
+                "still",
+                f"nothing will move: at the optimum the log-ratios of a prompt's completions differ by {movement:.3f} nats only"
+                f" (standard deviation of the reward / (beta_pi * beta_r)); lower align.beta_pi (now {beta_pi:g}) or"
+                f" align.beta_r (now {beta_r:g})",
+            )
+        )
+    return findings
+
+
+def refuse_lost_updates(model: torch.nn.Module, learning_rate: float) -> None:
+    """Refuse to train weights in 16 bits at a learning rate that most of them cannot represent.
+
+    An Adam step moves a weight by about the learning rate; a step below half the distance to the next representable
+    number rounds to nothing.
+
+    Raises:
+        TrainingError: with the share of weights that would not move.
+    """
+    lost = total = 0
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            spacing = torch.finfo(weight.dtype).eps * torch.exp2(weight.detach().float().abs().log2().floor())
+            lost += int((learning_rate < spacing / 2).sum())
+            total += weight.numel()
+    if lost > total / 2:
+        raise TrainingError(
+            f"the weights are 16-bit and learning_rate {learning_rate:g} is below the precision of {lost / total:.0%} of"
+            " them: their updates would round to nothing; load the model with dtype=torch.float32 and set bf16=True"
+            " (bfloat16 arithmetic over float32 weights)"
+        )
