@@ -81,7 +81,11 @@ def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:
     from exoalign.pipeline import run as run_recipe
 
     quiet_libraries()
-    result = run_recipe(recipe, say=(lambda line: None) if quiet else _say, show=not quiet)
+    try:
+        result = run_recipe(recipe, say=(lambda line: None) if quiet else _say, show=not quiet)
+    except KeyboardInterrupt:
+        _say("\ninterrupted: finished stages are kept; run the same command again to go on after them")
+        raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
         return
@@ -109,7 +113,7 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: errors that the user can mend end with one message and exit code 2, Ctrl-C with 130."""
+    """Entry point: errors that the user can mend end with one message and exit code 2."""
     from exoalign.errors import ExoalignError
     from exoalign.progress import plain
 
@@ -118,6 +122,3 @@ def main() -> None:
     except ExoalignError as error:
         _say(f"error: {plain(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("\ninterrupted: finished stages are kept; run the same command again to go on after them")
-        sys.exit(130)

@@ -100,7 +100,7 @@ def target_findings(groups: Sequence[Group], *, beta_pi: float, beta_r: float) -
         return findings
     k = float(np.mean([len(r) for r in spread]))
     ess = float(np.mean([effective_sample_size(r / beta_r) for r in spread]))
-    if ess < min(2.0, (1 + k) / 2):
+    if ess < min(2.0, 1 + (k - 1) / 4):
         findings.append(
             Finding(
                 "sharp",

@@ -1,0 +1,69 @@
+"""Evaluation numbers by hand."""
+
+import pytest
+
+from exoalign import ExoConfig, Group
+from exoalign.errors import DataError
+from exoalign.evaluate.compare import kl_of_samples, summarise
+from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of
+
+
+def samples(rewards, lengths):
+    return [
+        Group(f"p{i}", ("a", "b"), rewards=r, prompt_ids=(1,), completion_ids=tuple((1,) * n for n in ns))
+        for i, (r, ns) in enumerate(zip(rewards, lengths, strict=True))
+    ]
+
+
+def test_summary_by_hand():
+    base = samples([(0.0, 1.0), (0.0, 0.0)], [(1, 3), (2, 2)])
+    aligned = samples([(1.0, 1.0), (0.5, 0.5)], [(4, 4), (2, 4)])
+    metrics = summarise(base, aligned, [[0.5, 1.5], [1.0, 1.0]], [[1.0, 1.0], [2.0, 2.0]])
+    assert metrics["base"]["reward"]["mean"] == 0.25
+    assert metrics["aligned"]["reward"]["mean"] == 0.75
+    assert metrics["difference"]["reward"] == {"mean": 0.5, "low": 0.5, "high": 0.5}  # 0.5 for either prompt: no spread
+    assert metrics["aligned"]["kl"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert metrics["aligned"]["kl_exact"]["mean"] == 1.5
+    assert metrics["base"]["length"]["mean"] == 2.0
+    assert metrics["aligned"]["length"]["mean"] == 3.5
+    assert (metrics["prompts"], metrics["completions_per_prompt"]) == (2, 2)
+
+
+def test_samples_of_other_prompts_are_refused():
+    base = samples([(0.0, 1.0), (0.0, 0.0)], [(1, 3), (2, 2)])
+    with pytest.raises(DataError, match="same prompts"):
+        summarise(base, base[::-1], [[0, 0]] * 2, [[0, 0]] * 2)
+    with pytest.raises(DataError, match="no rewards"):
+        summarise([Group("a", ("x",))], [Group("a", ("x",))], [[0]], [[0]])
+
+
+def test_a_policy_is_at_no_distance_from_itself(tiny_model):
+    groups = samples([(0.0, 1.0)], [(2, 3)])
+    ratios, exact = kl_of_samples(tiny_model, tiny_model, groups, temperature=0.8)
+    assert ratios == [[0.0, 0.0]]
+    assert exact[0] == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_accuracy_counts_the_best_and_halves_ties():
+    groups = [
+        Group("a", ("x", "y"), winner=0),
+        Group("a", ("x", "y"), winner=1),
+        Group("a", ("x", "y"), winner=0),
+        Group("a", ("x", "y", "z"), rewards=(0.0, 2.0, 2.0)),
+    ]
+    ratios = [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0, 5.0]]
+    assert accuracy(groups, ratios)["mean"] == (1 + 0 + 0.5 + 1) / 4
+
+
+def test_losses_at_the_reference_by_hand(tmp_path):
+    config = ExoConfig(str(tmp_path), objective="dpo_pref", beta_pi=0.5)
+    group = Group("a", ("x", "y"), winner=1, prompt_ids=(1,), completion_ids=((1,), (2,)))
+    assert losses_of([group], [[0.0, 0.0]], config.loss)[0] == pytest.approx(0.693147, abs=1e-5)
+    # -log sigmoid(0.5 * (2 - 0))
+    assert losses_of([group], [[0.0, 2.0]], config.loss)[0] == pytest.approx(0.313262, abs=1e-5)
+
+
+def test_log_ratios_need_a_reference(tiny_model):
+    group = Group("a", ("x", "y"), winner=1, prompt_ids=(1,), completion_ids=((1,), (2,)))
+    with pytest.raises(DataError, match="reference"):
+        log_ratios_of([group], tiny_model, bf16=False, temperature=1.0)

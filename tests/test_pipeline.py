@@ -1,0 +1,200 @@
+"""Whole runs of a tiny model: every stage, resume, refusals, Ctrl-C, and the artefacts that are left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from exoalign import run
+from exoalign.data.table import read_table
+from exoalign.errors import ConfigError, DataError, RewardError, StoreError
+from exoalign.recipe import build_recipe
+
+
+@pytest.fixture
+def recipe(tiny_folder, tmp_path, monkeypatch):
+    """Makes a recipe of a small run in tmp_path; keyword overrides as `align__beta_r=...`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rewards_of_mine", raising=False)
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"prompt": f"Film {i}:"}) for i in range(4)))
+    turns = [{"role": "user", "content": "A review, please: <|im_end|>"}]
+    (tmp_path / "heldout.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": p}) for p in ("Book:", "<script>x</script>", turns))
+    )
+    (tmp_path / "rewards_of_mine.py").write_text(
+        "def vowels(prompts, completions):\n    return [sum(c in 'aeiou' for c in t) / 10 for t in completions]\n"
+    )
+    values = {
+        "name": "tiny",
+        "out": "out",
+        "model": {"path": str(tiny_folder), "precision": "float32"},
+        "prompts": {"train": "train.jsonl", "evaluation": "heldout.jsonl"},
+        "sample": {"k": 4, "max_new_tokens": 8},
+        "reward": {"function": "rewards_of_mine:vowels"},
+        "align": {"learning_rate": 0.003, "groups_per_step": 2},
+        "evaluate": {"k": 3},
+    }
+
+    def make(*overrides):
+        return build_recipe(json.loads(json.dumps(values)), overrides)
+
+    return make
+
+
+def test_a_whole_run_leaves_every_artefact(recipe, tmp_path):
+    lines = []
+    result = run(recipe(), say=lines.append, show=False)
+    out = tmp_path / "out"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics == result["metrics"]
+    assert set(metrics["base"]["reward"]) == {"mean", "low", "high"}
+    assert set(metrics["aligned"]) == {"reward", "kl", "kl_exact", "length"}
+    assert metrics["prompts"] == 3
+    assert "alignment report" in (out / "report" / "index.html").read_text().lower()
+    assert [stage["name"] for stage in result["stages"]] == ["sample", "reward", "align", "evaluate"]
+    assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl") or ".partial" in p.name]
+    AutoModelForCausalLM.from_pretrained(result["model"])
+
+    groups = read_table(out / "align" / "groups.parquet")
+    assert len(groups) == 4
+    for group in groups:
+        assert group.k == 4
+        assert group.rewards == tuple(sum(c in "aeiou" for c in t) / 10 for t in group.completions)
+        assert group.sampler_logprobs == pytest.approx(group.reference_logprobs, abs=1e-3)  # mu = pi_ref at T = 1
+    base, aligned = (read_table(out / "evaluate" / f"{name}.parquet") for name in ("base", "aligned"))
+    assert [g.prompt for g in base] == [g.prompt for g in aligned]
+    mean = sum(sum(g.rewards) for g in aligned) / sum(g.k for g in aligned)
+    assert metrics["aligned"]["reward"]["mean"] == pytest.approx(mean)
+    history = json.loads((out / "align" / "history.json").read_text())["steps"]
+    assert [step["step"] for step in history] == [1, 2]
+    assert any("align" in line for line in lines)
+
+
+def test_running_again_does_nothing_anew(recipe, tmp_path):
+    run(recipe(), show=False)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.parquet")}
+    again = run(recipe(), show=False)
+    assert [stage["state"] for stage in again["stages"]] == ["reused"] * 4
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.parquet")} == before
+
+
+def test_an_error_leaves_finished_stages_and_the_next_run_goes_on(recipe, tmp_path, monkeypatch):
+    module = tmp_path / "rewards_of_mine.py"
+    good = module.read_text()
+    module.write_text("def broken(prompts, completions):\n    return [float('nan')] * len(completions)\n" + good)
+    with pytest.raises(RewardError, match=r"returned nan at .*train\.jsonl:1, completion 1"):
+        run(recipe("reward.function=rewards_of_mine:broken"), show=False)
+    assert (tmp_path / "out" / "sample" / "manifest.json").is_file()
+    assert not (tmp_path / "out" / "reward").exists()
+    monkeypatch.delitem(sys.modules, "rewards_of_mine")  # the next run is another process in real life
+    states = {stage["name"]: stage["state"] for stage in run(recipe(), show=False)["stages"]}
+    assert states == {"sample": "reused", "reward": "done", "align": "done", "evaluate": "done"}
+
+
+def test_changed_settings_are_refused_with_what_differs(recipe, tmp_path):
+    run(recipe(), show=False)
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.parquet")}
+    with pytest.raises(StoreError, match=r"align\.beta_r was 0\.5 and is 0\.1"):
+        run(recipe("align.beta_r=0.1"), show=False)
+    with pytest.raises(StoreError, match=r"sample\.k was 4 and is 5"):
+        run(recipe("sample.k=5"), show=False)
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.parquet")} == before
+    with pytest.raises(StoreError, match="holds the run 'tiny', not 'other'"):
+        run(recipe("name=other"), show=False)
+
+
+def test_the_same_recipe_gives_the_same_bits(recipe, tmp_path):
+    run(recipe(), show=False)
+    run(recipe("out=out2"), show=False)
+    for name in ("sample/groups.parquet", "align/model/model.safetensors", "evaluate/metrics.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes(), name
+
+
+def test_the_sampling_temperature_is_the_training_temperature(recipe, tmp_path):
+    run(recipe("sample.temperature=0.8"), show=False)
+    group = read_table(tmp_path / "out" / "align" / "groups.parquet")[0]
+    assert group.provenance["reference"]["temperature"] == 0.8
+    assert group.sampler_logprobs == pytest.approx(group.reference_logprobs, abs=1e-3)
+
+
+def test_pairs_run_and_report_held_out_accuracy(recipe, tmp_path):
+    rows = [{"prompt": f"Film {i}:", "chosen": " good", "rejected": " bad"} for i in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {
+        "name": "pairs",
+        "out": "pairs",
+        "model": recipe().model.model_dump(),
+        "data": {"train": "pairs.jsonl", "evaluation": "pairs.jsonl", "limit": 4, "evaluation_limit": 2},
+        "align": {"objective": "exo_pref", "learning_rate": 0.003, "epochs": 5, "groups_per_step": 4},
+    }
+    metrics = run(build_recipe(values), show=False)["metrics"]
+    assert metrics["train"]["pairs"] == 4
+    assert metrics["train"]["loss_after"] < metrics["train"]["loss_before"]
+    assert metrics["heldout"]["accuracy"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert (tmp_path / "pairs" / "report" / "index.html").is_file()
+
+
+def test_groups_with_rewards_run_from_a_file(recipe, tmp_path):
+    rows = [
+        {"prompt": "a", "completions": [" x", " y", " z"][: 2 + i % 2], "rewards": [1.0, 0.0, -1.0][: 2 + i % 2]}
+        for i in range(4)
+    ]
+    (tmp_path / "k.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {
+        "name": "k", "out": "k", "model": recipe().model.model_dump(), "data": {"train": "k.jsonl"},
+        "align": {"learning_rate": 0.003, "epochs": 5, "groups_per_step": 2, "groups_per_pass": 2},
+    }  # fmt: skip
+    metrics = run(build_recipe(values), show=False)["metrics"]
+    assert metrics["train"]["loss_after"] < metrics["train"]["loss_before"]
+    assert metrics["train"]["groups"] == 4
+
+
+def test_everything_is_checked_before_the_first_stage(recipe, tmp_path):
+    cases = [
+        ("align.trainer={weight_decai: 0.1}", ConfigError, "did you mean weight_decay"),
+        ("align.trainer={seed: 3}", ConfigError, "the recipe sets this itself"),
+        ("reward.function=sentimental", RewardError, "did you mean sentiment"),
+        ("reward.function=nowhere:f", RewardError, "module nowhere cannot be imported"),
+        ("sample.max_new_tokens=600", DataError, "more than the model's context of 512"),
+    ]
+    for override, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            run(recipe(override), show=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_held_out_prompts_that_were_trained_on_are_noted(recipe, tmp_path):
+    result = run(recipe("prompts.evaluation=train.jsonl"), show=False)
+    assert any("4 held-out prompts are training prompts too" in warning for warning in result["warnings"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_keeps_finished_stages(recipe, tmp_path):
+    """A real process gets SIGINT in its slow reward function: exit code 130, one line, and the next run goes on."""
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def reward(prompts, completions):\n"
+        "    pathlib.Path('reached').touch()\n"
+        "    time.sleep(60)\n"
+    )
+    (tmp_path / "tiny.json").write_text(recipe("reward.function=slow:reward").model_dump_json(exclude_none=True))
+    command = [sys.executable, "-m", "exoalign", "run", "tiny.json"]  # JSON is YAML
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "reached").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted: finished stages are kept" in err
+    assert "Traceback" not in err
+    assert Path("out/sample/manifest.json").is_file()
+    states = [stage["state"] for stage in run(recipe(), show=False)["stages"]]
+    assert states == ["reused", "done", "done", "done"]
