@@ -85,10 +85,9 @@ def test_nothing_overflows_a_phone(browser: Any, tmp_path: Path, reward_run: dic
     visit = Visit(browser, write_page(tmp_path / "report.html", **reward_run), width=390, scheme=scheme)
     visit.page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
     assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
-    widths = visit.page.evaluate(
-        "[...document.querySelectorAll('.main-svg')].map(svg => svg.getBoundingClientRect().right)"
-    )
-    assert max(widths) <= 390
+    charts = visit.page.locator(".main-svg").evaluate_all("all => all.map(one => one.getBoundingClientRect())")
+    assert max(chart["right"] for chart in charts) <= 390
+    assert min(chart["width"] for chart in charts) > 340  # one column
 
 
 def test_the_dark_scheme_is_dark_and_its_plots_legible(browser: Any, report: Path) -> None:

@@ -184,7 +184,14 @@ def test_every_completion_is_shown_with_its_reward(tmp_path: Path, reward_run: d
             assert f"reward {reward}{completion['text']}" in page.text
 
 
+def test_small_rewards_can_be_told_apart(tmp_path: Path) -> None:
+    sample = {"prompt": "p", "base": [{"text": "x", "reward": 0.0011}], "aligned": [{"text": "y", "reward": 0.0042}]}
+    page = Page(write_page(tmp_path / "report.html", **(EMPTY | {"samples": [sample]})))
+    assert "mean reward 0.00110 → 0.00420 +0.00310" in page.text
+
+
 def test_the_mean_plot_holds_the_intervals(reward_run: dict[str, Any]) -> None:
+    reward_run["metrics"]["aligned"]["reward"] = {"mean": 0.4, "low": 0.35, "high": 0.55}
     figure = next(figure for figure in reward_figures(reward_run["metrics"], []) if figure.id == "mean-reward")
     wanted = [reward_run["metrics"][name]["reward"] for name in ("base", "aligned", "difference")]
     for trace, reward in zip(figure.spec["data"], wanted, strict=True):

@@ -8,6 +8,7 @@ from exoalign.report.figures import Figure, layout
 from exoalign.report.finding import finite
 
 MARKED = 40  # curves of at most so many steps show every step as a dot
+LONG = 200  # longer curves are thin and without dashes, which noise would turn into a pattern
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def _curve_figure(
     curve: Curve, xs: Sequence[float], columns: Mapping[Series, list[float | None]], completions: int | None
 ) -> Figure:
     present = {line: column for line, column in columns.items() if any(value is not None for value in column)}
+    long = len(xs) > LONG
     traces = [
         {
             "type": "scatter",
@@ -105,7 +107,7 @@ def _curve_figure(
             "name": line.label,
             "x": list(xs),
             "y": column,
-            "line": {"color": f"var(--{line.colour})", "width": 2, "dash": line.dash},
+            "line": {"color": f"var(--{line.colour})"} | ({"width": 1} if long else {"width": 2, "dash": line.dash}),
             "marker": {"color": f"var(--{line.colour})", "size": 5},
             "hovertemplate": "%{y:.4g}",
         }
@@ -113,6 +115,8 @@ def _curve_figure(
     ]
     look = layout("optimizer step", curve.axis, legend=len(curve.series) > 1)
     look["hovermode"] = "x unified"
+    if max(xs) - min(xs) <= 10:
+        look["xaxis"]["dtick"] = 1  # no half steps
     look["showlegend"] = len(curve.series) > 1
     level, bounds = curve.level, curve.bounds
     if curve.id == "ess" and completions:

@@ -30,7 +30,7 @@ class Figure:
 def reward_figures(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """Mean rewards with their intervals, and the distribution of the rewards of the samples."""
     means = {name: found for name in MODELS if (found := estimate(metrics, name, "reward")) is not None}
-    rewards = {name: _rewards(samples, name) for name in MODELS}
+    rewards = {name: rewards_of(samples, name) for name in MODELS}
     figures = []
     if means:
         figures.append(_mean_figure(means, estimate(metrics, "difference", "reward")))
@@ -79,6 +79,7 @@ def _mean_figure(means: Mapping[str, Estimate], difference: Estimate | None) -> 
     traces = [_dot(MODELS[name], found, name, row, shared) for row, (name, found) in enumerate(means.items())]
     look = layout("mean reward", "", height=90 + 65 * len(traces))
     look["margin"]["l"] = 78
+    reading = ""
     rows = {"showgrid": False, "zeroline": False, "fixedrange": True, "linecolor": "var(--rule)"}
     look["xaxis"] |= {"showgrid": True, "anchor": "y"}
     look["yaxis"] = rows | {"tickvals": list(range(len(traces))), "ticktext": [trace["name"] for trace in traces]}
@@ -98,11 +99,10 @@ def _mean_figure(means: Mapping[str, Estimate], difference: Estimate | None) -> 
         look["shapes"] = [
             {"type": "line", "xref": "x2", "yref": "y2 domain", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "line": line}
         ]
-    caption = (
-        "Means over held-out prompts with 95% bootstrap intervals, clustered by prompt. "
-        "The change is clear when its interval stays off the dotted 0."
-    )
-    return Figure("mean-reward", "Mean reward before and after", caption, {"data": traces, "layout": look})
+        reading = " The change is clear when its interval stays off the dotted 0."
+    caption = f"Means over held-out prompts with 95% bootstrap intervals, clustered by prompt.{reading}"
+    heading = "Mean reward before and after" if len(means) == 2 else f"Mean reward, {MODELS[next(iter(means))]}"
+    return Figure("mean-reward", heading, caption, {"data": traces, "layout": look})
 
 
 def _dot(name: str, found: Estimate, colour: str, row: int, places: int, *, sign: bool = False) -> dict[str, Any]:
@@ -132,7 +132,8 @@ def _dot(name: str, found: Estimate, colour: str, row: int, places: int, *, sign
     return dot
 
 
-def _rewards(samples: Sequence[Mapping[str, Any]], model: str) -> list[float]:
+def rewards_of(samples: Sequence[Mapping[str, Any]], model: str) -> list[float]:
+    """All finite rewards of one model's completions."""
     rewards = (finite(completion.get("reward")) for sample in samples for completion in sample.get(model) or ())
     return [reward for reward in rewards if reward is not None]
 

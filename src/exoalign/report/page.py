@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from exoalign.errors import DataError
 from exoalign.report.curves import training_figures
-from exoalign.report.figures import reward_figures
-from exoalign.report.finding import cards, finding, finite, number
+from exoalign.report.figures import reward_figures, rewards_of
+from exoalign.report.finding import Estimate, cards, decimals, finding, finite, number
 
 HERE = Path(__file__).parent
 PREVIEW = 160  # characters of a prompt in the list of samples
@@ -75,7 +75,7 @@ def write_page(
             warnings=list(warnings),
             reward_figures=reward_figures(metrics, samples),
             training_figures=training_figures(history, _completions(recipe)),
-            samples=(views := [_sample(index, sample) for index, sample in enumerate(samples)]),
+            samples=(views := _samples(samples)),
             picks=_picks(views),
             recipe=_sections(recipe),
             stages=[_stage(stage) for stage in stages],
@@ -127,7 +127,15 @@ def _completions(recipe: Mapping[str, Any]) -> int | None:
     return k if isinstance(k, int) and k > 0 else None
 
 
-def _sample(index: int, sample: Mapping[str, Any]) -> dict[str, Any]:
+def _samples(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The samples as the template shows them, with at least two decimals and enough to tell the rewards apart."""
+    everything = [reward for model in ("base", "aligned") for reward in rewards_of(samples, model)]
+    extent = Estimate(0.0, min(everything), max(everything)) if everything else None
+    places = min(max(decimals(extent) + 1, 2), 6)
+    return [_sample(index, sample, places) for index, sample in enumerate(samples)]
+
+
+def _sample(index: int, sample: Mapping[str, Any], places: int) -> dict[str, Any]:
     """A prompt with both models' completions, their mean rewards and the change between them."""
     where = f"samples[{index}]"
     prompt = sample.get("prompt")
@@ -146,15 +154,15 @@ def _sample(index: int, sample: Mapping[str, Any]) -> dict[str, Any]:
                 )
             reward = finite(completion.get("reward"))
             text = completion["text"].removeprefix(" ")  # the space that parts it from the prompt
-            completions.append({"text": text, "reward": "–" if reward is None else number(reward, 2)})
+            completions.append({"text": text, "reward": "–" if reward is None else number(reward, places)})
             rewards += [] if reward is None else [reward]
         mean = statistics.fmean(rewards) if rewards else None
         view[model] = completions
         view[f"{model}_mean"] = mean
-        view[f"{model}_reward"] = "–" if mean is None else number(mean, 2)
+        view[f"{model}_reward"] = "–" if mean is None else number(mean, places)
     both = view["base_mean"] is not None and view["aligned_mean"] is not None
     view["change"] = view["aligned_mean"] - view["base_mean"] if both else None
-    view["change_text"] = number(view["change"], 2, sign=True) if both else ""
+    view["change_text"] = number(view["change"], places, sign=True) if both else ""
     return view
 
 
