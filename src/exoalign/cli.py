@@ -77,11 +77,11 @@ def align(
 
 
 def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:
-    from exoalign.models import quiet_libraries
-    from exoalign.pipeline import run as run_recipe
-
-    quiet_libraries()
     try:
+        from exoalign.models import quiet_libraries
+        from exoalign.pipeline import run as run_recipe
+
+        quiet_libraries()
         result = run_recipe(recipe, say=(lambda line: None) if quiet else _say, show=not quiet)
     except KeyboardInterrupt:
         _say("\ninterrupted: finished stages are kept; run the same command again to go on after them")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref"]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -91,18 +91,18 @@ class AlignSection(Section):
     def _check(self) -> AlignSection:
         if self.objective == "exo_pref" and self.epsilon == 0:
             raise ValueError(
-                "epsilon is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
+                "`epsilon` is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
                 " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
             )
         if self.groups_per_step % self.groups_per_pass:
             raise ValueError(
-                f"groups_per_step ({self.groups_per_step}) is no multiple of groups_per_pass ({self.groups_per_pass})"
+                f"`groups_per_step` ({self.groups_per_step}) is no multiple of `groups_per_pass` ({self.groups_per_pass})"
             )
         return self
 
 
 class EvaluateSection(Section):
-    """How the models are compared: `k` fresh completions of each held-out prompt, at the settings of `sample`."""
+    """How the models are compared: `k` fresh completions a held-out prompt, at `sample.temperature` and untruncated."""
 
     k: Count = 4
 
@@ -112,7 +112,7 @@ class Recipe(Section):
 
     name: str = "run"
     out: str = "runs/run"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # NumPy takes no larger ones
     model: ModelSection
     prompts: PromptsSection | None = None
     data: DataSection | None = None
@@ -130,7 +130,7 @@ class Recipe(Section):
                 raise ValueError("`prompts` needs a `reward` section with the function that scores the completions")
             if self.align.objective.endswith("_pref"):
                 raise ValueError(
-                    f"align.objective is {self.align.objective}, which learns from pairs;"
+                    f"`align.objective` is {self.align.objective}, which learns from pairs;"
                     " completions sampled for `prompts` carry rewards: use exo_rw or dpo_rw"
                 )
         elif self.reward is not None:

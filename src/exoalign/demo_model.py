@@ -43,13 +43,15 @@ def demo_model() -> Path:
     folder = cache / FOLDER
     with FileLock(cache / f"{FOLDER}.lock"):
         if not _intact(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            wheel = _wheel_file()
+            for left in [folder, *cache.glob(f".{FOLDER}-*")]:  # temporaries of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix=f".{FOLDER}-") as temporary:
                 made = Path(temporary) / FOLDER
                 made.mkdir()
                 sys.stderr.write("preparing the demo model, once (half a minute) ...\n")
                 with contextlib.redirect_stderr(io.StringIO()):  # transformers' progress bars
-                    _convert(_wheel_file(), made)
+                    _convert(wheel, made)
                 sums = {file.name: checksum(file) for file in sorted(made.iterdir())}
                 (made / CHECKSUMS).write_text(json.dumps(sums, indent=1))
                 os.replace(made, folder)
@@ -92,5 +94,5 @@ def _intact(folder: Path) -> bool:
     try:
         sums = json.loads((folder / CHECKSUMS).read_text())
         return bool(sums) and all(checksum(folder / name) == value for name, value in sums.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # AttributeError: JSON, but no object
         return False

@@ -72,30 +72,32 @@ class Group:
 
     def __post_init__(self) -> None:
         freeze = object.__setattr__
-        freeze(self, "completions", tuple(self.completions))
+        freeze(self, "provenance", MappingProxyType(dict(self.provenance)))
+        if not isinstance(self.prompt, str):
+            freeze(self, "prompt", tuple(self._message(turn) for turn in self.prompt))
+        texts = () if isinstance(self.completions, str) else tuple(self.completions)
+        if isinstance(self.completions, str) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{self.where}: the completions are no tuple of texts; expected one text for each of the K")
+        freeze(self, "completions", texts)
+        k = self.k
+        if k == 0:
+            raise DataError(f"{self.where}: a group needs at least one completion, found none")
         if self.completion_ids is not None:
             freeze(self, "completion_ids", tuple(tuple(ids) for ids in self.completion_ids))
         if self.prompt_ids is not None:
             freeze(self, "prompt_ids", tuple(self.prompt_ids))
-        freeze(self, "provenance", MappingProxyType(dict(self.provenance)))
-        k = self.k
-        if k == 0:
-            raise DataError(f"{self.where}: a group needs at least one completion, found none")
-        if not isinstance(self.prompt, str):
-            freeze(self, "prompt", tuple(Message(*turn) for turn in self.prompt))
         for name in ("rewards", "sampler_logprobs", "reference_logprobs"):
             values = getattr(self, name)
             if values is None:
                 continue
-            values = tuple(float(value) for value in values)
+            values = tuple(self._number(value, f"{name}[{i}]") for i, value in enumerate(values))
             freeze(self, name, values)
             if len(values) != k:
                 raise DataError(f"{self.where}: {len(values)} {name} for {k} completions; expected one for each")
-            for i, value in enumerate(values):
-                if not math.isfinite(value):
-                    raise DataError(f"{self.where}: {name}[{i}] is {value}; expected a finite number")
-        if self.winner is not None and not 0 <= self.winner < k:
-            raise DataError(f"{self.where}: winner is {self.winner}; expected an index from 0 to {k - 1}")
+        if self.winner is not None:
+            if self.winner not in range(k):
+                raise DataError(f"{self.where}: winner is {self.winner!r}; expected an index from 0 to {k - 1}")
+            freeze(self, "winner", int(self.winner))
         if self.completion_ids is not None:
             if len(self.completion_ids) != k:
                 raise DataError(
@@ -105,6 +107,24 @@ class Group:
                 raise DataError(f"{self.where}: a completion has no token; expected at least the end-of-turn token")
         if self.prompt_ids is not None and not self.prompt_ids:
             raise DataError(f"{self.where}: the prompt has no token, so the first token of a completion has no context")
+
+    def _message(self, turn: Any) -> Message:
+        values = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else turn
+        if not isinstance(values, tuple | list) or [type(value) for value in values] != [str, str]:
+            source = self.provenance.get("source") or "group"
+            raise DataError(f"{source}: a turn of the prompt is {str(turn)[:60]}; expected (role, content) as text")
+        return Message(*values)
+
+    def _number(self, value: Any, name: str) -> float:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        except (TypeError, ValueError):
+            raise DataError(f"{self.where}: {name} is {str(value)[:60]!r}; expected a finite number") from None
+        if not math.isfinite(number):
+            raise DataError(f"{self.where}: {name} is {number}; expected a finite number")
+        return number
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = [getattr(self, f.name) for f in fields(self)[:-1]]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from exoalign.demo_model import demo_model
@@ -19,18 +22,28 @@ from exoalign.files import checksum
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache", "dtype")
+"""Settings of a configuration that change no log-prob, or that the weights themselves say."""
+
+_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
+"""What transformers raises when a model cannot be loaded."""
+
 
 def resolve(path: str) -> str:
     """The folder or hub id that `path` names; `demo` becomes the folder of the demo model."""
     if path == "demo" and not Path("demo").is_dir():
         return str(demo_model())
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    folder = Path(path).expanduser()
-    if looks_local and not folder.is_dir():
+    try:
+        folder = Path(path).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, an unknown user, a NUL
+        raise ModelError(f"model {path[:100]!r} is no folder and no hub id: {error}") from error
+    if looks_local and not is_folder:
         raise ModelError(f"model {path}: no such folder; expected a folder with config.json, a hub id or `demo`")
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if is_folder and not (folder / "config.json").is_file():
         raise ModelError(f"model {path}: no config.json in the folder; expected a model saved by save_pretrained")
-    return str(folder) if folder.is_dir() else path
+    return str(folder) if is_folder else path
 
 
 def load_model(
@@ -51,15 +64,33 @@ def load_model(
         device: where the weights go; the accelerator if there is one, when None.
 
     Raises:
-        ModelError: if the model cannot be found, is no causal model, has no safetensors or wants its own code.
+        ModelError: if the model cannot be found, is no causal model, has no safetensors or wants its own code; if a weight
+            is missing or a file damaged.
     """
     source = resolve(path)
+    _refuse_pickled_shards(Path(source))
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, use_safetensors=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told below, with names and sizes
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except _ERRORS as error:
         raise ModelError(_explain(path, error)) from error
+    model: PreTrainedModel = loaded[0]
+    # transformers fills what is missing with random numbers
+    wrong = [f"{name} is missing" for name in sorted(loaded[1]["missing_keys"])]
+    wrong += [f"{name} is {list(a)}, expected {list(b)}" for name, a, b in sorted(loaded[1]["mismatched_keys"])]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelError(
+            f"model {path} is no complete {type(model).__name__}: {'; '.join(wrong[:3])}{more}; expected a causal language"
+            " model with all its weights"
+        )
     return model.to(device or default_device())  # type: ignore[arg-type]
 
 
@@ -74,7 +105,7 @@ def load_tokenizer(
     source = resolve(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except _ERRORS as error:
         raise ModelError(_explain(path, error)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -85,16 +116,43 @@ def context_length(path: str, *, revision: str | None = None, trust_remote_code:
     """The model's context in tokens, None where its configuration names none."""
     try:
         config = AutoConfig.from_pretrained(resolve(path), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except _ERRORS as error:
         raise ModelError(_explain(path, error)) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _refuse_pickled_shards(folder: Path) -> None:
+    """An index of safetensors may name other files, which transformers would unpickle."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        shards = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: expected JSON with a `weight_map` of weights and files") from error
+    for name in sorted(shards):
+        if not name.endswith(".safetensors"):
+            raise ModelError(f"{index} names {name}; expected safetensors files only, pickled weights are not loaded")
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError:
+            return file
+    return None
 
 
 def _explain(path: str, error: Exception) -> str:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if "trust_remote_code" in str(error):
         return f"model {path} brings its own code, which is not run; set model.trust_remote_code=true if you trust it"
-    if "safetensors" in str(error):
+    if isinstance(error, SafetensorError):
+        file = _damaged_file(Path(resolve(path)))
+        return f"model {path}: {file or 'a safetensors file'} is damaged ({first}); copy or download it again"
+    if "file named" in str(error) and "safetensors" in str(error):
         return f"model {path} has no safetensors weights, and pickled ones are not loaded: {first}"
     return f"model {path} cannot be loaded: {first}"
 
@@ -125,8 +183,12 @@ def autocast(device: torch.device, *, bf16: bool) -> Iterator[None]:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 over names, types and bytes of all weights: equal exactly when the models are."""
+    """SHA-256 over names, types and bytes of all weights, and the configuration: equal exactly when the models are."""
     digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    if config is not None:
+        settings = {key: value for key, value in config.to_dict().items() if key not in _NOT_THE_MODEL}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -134,14 +196,19 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def without_dropout(model: torch.nn.Module) -> int:
-    """Switch every dropout off, so that policy and reference see the same network; returns how many there were."""
+    """Switch every dropout off, so that policy and reference see the same network; returns how many there were.
+
+    Dropout stands in modules (GPT-2) or as a number that a module hands to a function (`attention_dropout` in Llama,
+    `layerdrop` in OPT). The configuration is left as it is: a model that reads it while it runs (Falcon) keeps its dropout.
+    """
     count = 0
     for module in model.modules():
+        names = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float) and value]
         if isinstance(module, torch.nn.Dropout) and module.p > 0:
-            module.p, count = 0.0, count + 1
-        if getattr(module, "attention_dropout", 0.0) and isinstance(module.attention_dropout, float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - modules declare no such attribute
-            count += 1
+            names.append("p")
+        for name in names:
+            setattr(module, name, 0.0)
+        count += len(names)
     return count
 
 
@@ -159,7 +226,7 @@ def identity(path: str, revision: str | None = None) -> dict[str, str]:
     folder = Path(resolve(path))
     if not folder.is_dir():
         return {"hub": path, "revision": revision or "main"}
-    kept = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    kept = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
     return {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.suffix in kept}
 
 

@@ -54,7 +54,6 @@ def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> d
     for note in inputs.notes:
         say(f"note: {plain(note)}")
     with RunFolder(recipe.out, recipe.name) as folder:
-        write_text(folder.path / "recipe.json", recipe.model_dump_json(indent=1))
         done = _Stages(folder, say)
         base = {"model": identity(section.path, section.revision), "bf16": bf16, "seed": recipe.seed}
         groups, source = inputs.training_groups(done, base)
@@ -109,9 +108,10 @@ class _Prompts:
             context=limit,
             room=recipe.sample.max_new_tokens,
         )
-        function = inspect.unwrap(resolve_reward(recipe.reward.function))
-        file = inspect.getsourcefile(function) if inspect.isfunction(function) else None
-        self.reward = {"function": recipe.reward.function, "code": checksum(Path(file)) if file else None}
+        name = recipe.reward.function
+        function: Any = inspect.unwrap(resolve_reward(name))
+        file = inspect.getsourcefile(function) if ":" in name and inspect.isfunction(function) else None
+        self.reward = {"function": name, "code": checksum(Path(file)) if file else None}  # one's own code may change
 
     def training_groups(self, done: _Stages, base: dict[str, Any]) -> tuple[Callable[[], list[Group]], Any]:
         """Sampled and rewarded groups, and what they are known by."""
@@ -197,6 +197,7 @@ def _report(
     metrics = json.loads((evaluated.folder / stages.METRICS).read_text())
     history = json.loads((aligned.folder / stages.HISTORY).read_text())
     warnings = [*history["warnings"], *notes]
+    write_text(folder / "recipe.json", recipe.model_dump_json(indent=1))
     write_text(folder / stages.METRICS, json.dumps(metrics, indent=1))
     steps = [
         {"name": r.name, "seconds": r.seconds, "state": "reused" if r.reused else "done", "what": r.what}

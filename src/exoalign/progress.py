@@ -60,7 +60,8 @@ class Progress:
     def _write(self, now: float) -> None:
         spent = now - self._began
         left = spent / self.done * (self.total - self.done) if self.done else 0.0
-        line = f"  {self.label}: {self.done}/{self.total}, {duration(spent)}, {duration(left)} left  {plain(self.note)}"
+        note = " ".join(plain(self.note).split())
+        line = f"  {self.label}: {self.done}/{self.total}, {duration(spent)}, {duration(left)} left  {note}"
         if self._terminal:
             sys.stderr.write(f"\r\x1b[2K{line[:150]}")
         else:

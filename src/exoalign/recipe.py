@@ -1,20 +1,32 @@
-"""Reads a recipe (YAML) into `exoalign.config.Recipe`: every mistake is told with its line, key and the nearest valid key."""
+"""Reads a recipe (YAML) into `exoalign.config.Recipe`: every mistake is told with its line, key and the nearest valid key.
+
+A recipe holds data only: sections, lists, texts, numbers, true, false and null. Tags, aliases and whatever else YAML can do
+are refused before anything is made of them.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from exoalign.config import Recipe
 from exoalign.errors import ConfigError
+
+MOST_BYTES = 100_000
+"""A recipe is a page of text; what is larger was meant for something else."""
+
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {"str", "int", "float", "bool", "null"}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,28 +43,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: naming key, line and the nearest valid key.
     """
     path = Path(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1, cutoff=0.4)
-        raise ConfigError(
-            f"recipe {path} does not exist" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-        )
-    try:
-        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except DuplicateKeyError as error:
-        where = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = (error.problem or "").split(" with value")[0].replace("found ", "")
-        raise ConfigError(f"{path}{where}: {problem}: the key stands twice; remove one") from error
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML: {error.problem or error.context}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML in UTF-8: {error}") from error
-    lines: dict[str, str] = {}
-    values = _plain(document, "", lines, path)
+    reader = _Reader(lambda line: f"{path}:{line}")
+    values = reader.read(_text_of(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections (model, prompts, align, ...), found {type(values).__name__}")
-    return build_recipe(values, overrides, lines=lines, origin=str(path), folder=path.parent)
+        found = "nothing" if values is None else type(values).__name__
+        raise ConfigError(f"{path}: expected sections (model, prompts, align, ...), found {found}")
+    return build_recipe(values, overrides, lines=reader.lines, origin=str(path), folder=path.parent)
 
 
 def build_recipe(
@@ -64,70 +60,132 @@ def build_recipe(
     folder: Path | None = None,
 ) -> Recipe:
     """Check a nested dict as a recipe; see `load_recipe`. `lines` says where each dotted key stands."""
-    where = dict(lines or {})
+    values, where = copy.deepcopy(values), dict(lines or {})
+    by_hand: set[str] = set()
     for override in overrides:
+        place = f"override {_short(repr(override))}"
         key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override {override!r}: expected section.key=value, for example align.beta_r=0.5")
-        section = values
         *parents, last = key.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
+        if not equals or not all((*parents, last)):
+            raise ConfigError(f"{place}: expected section.key=value, for example align.beta_r=0.5")
+        section = values
+        for depth, parent in enumerate(parents, 1):
+            if section.get(parent) is None:
+                section[parent] = {}
+                where.setdefault(".".join(parents[:depth]), place)
+            section = section[parent]
             if not isinstance(section, dict):
-                raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
-        try:
-            section[last] = YAML(typ="safe", pure=True).load(text)
-        except YAMLError as error:
-            raise ConfigError(f"override {override!r}: {text!r} is no YAML value") from error
-        where[key] = f"override {override!r}"
+                raise ConfigError(f"{place}: {parent} is a value, not a section")
+        section[last] = _Reader(lambda line, place=place: place).read(text)  # type: ignore[misc]
+        where = {name: at for name, at in where.items() if not name.startswith(f"{key}.")} | {key: place}
+        by_hand.add(place)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(item, where, origin) for item in error.errors()[:5])) from None
-    return _resolve_paths(recipe, where, origin, folder)
+        found = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # a typo explains what is missing
+        raise ConfigError("\n".join(_describe(item, where, origin) for item in found[:5])) from None
+    return _resolve_paths(
+        recipe, lambda key: _place(where, key, origin), lambda place: None if place in by_hand else folder
+    )
 
 
-def _plain(node: Any, prefix: str, lines: dict[str, str], path: Path) -> Any:
-    """Plain dicts and lists from a round-trip document, with the line of each dotted key noted."""
-    if isinstance(node, CommentedMap):
-        if node.tag is not None and node.tag.value not in (None, "tag:yaml.org,2002:map"):
-            raise ConfigError(
-                f"{path}:{node.lc.line + 1}: the tag {node.tag.value} is refused: a recipe holds data only"
-            )
-        for key in node:
-            lines[f"{prefix}{key}"] = f"{path}:{node.lc.key(key)[0] + 1}"
-        return {str(key): _plain(value, f"{prefix}{key}.", lines, path) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        return [_plain(value, prefix, lines, path) for value in node]
-    if isinstance(node, TaggedScalar):
-        where = lines.get(prefix.rstrip("."), str(path))
-        raise ConfigError(f"{where}: the tag {node.tag.value} is refused: a recipe holds data only")
-    for kind in (bool, int, float, str):  # ruamel's own scalar types remember their spelling
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+def _text_of(path: Path) -> str:
+    if os.path.isdir(path):
+        raise ConfigError(f"recipe {path} is a folder; expected a YAML file")
+    if not os.path.isfile(path):
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1, cutoff=0.4)
+        raise ConfigError(
+            f"recipe {path} does not exist" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        )
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error}") from error
+    if len(content) > MOST_BYTES:
+        raise ConfigError(f"recipe {path} is larger than {MOST_BYTES} bytes; is it a recipe?")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}") from error
 
 
-def _section(location: Sequence[Any]) -> type[BaseModel] | None:
-    """The section that the keys lead to, or None where a key is unknown."""
+class _Reader:
+    """Makes plain values of YAML and notes the place of each dotted key.
+
+    Args:
+        at: what the place in a line is called.
+    """
+
+    def __init__(self, at: Callable[[int], str]) -> None:
+        self.at, self.lines = at, dict[str, str]()
+        self._yaml, self._seen = YAML(typ="safe", pure=True), set[int]()
+
+    def read(self, text: str) -> Any:
+        """The value of a whole text."""
+        try:
+            root = self._yaml.compose(text)
+            return None if root is None else self._value(root, "")
+        except MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            raise ConfigError(f"{self.at(mark.line + 1 if mark else 1)}: not valid YAML: {error.problem}") from error
+        except YAMLError as error:
+            raise ConfigError(f"{self.at(1)}: not valid YAML: {str(error).splitlines()[0]}") from error
+        except RecursionError:
+            raise ConfigError(f"{self.at(1)}: nested too deeply for a recipe") from None
+
+    def _value(self, node: Node, prefix: str) -> Any:
+        kind, place = str(node.tag).removeprefix(_TAG), self.at(node.start_mark.line + 1)
+        if id(node) in self._seen:  # lists of aliases of lists of aliases would grow without end
+            raise ConfigError(f"{place}: used again elsewhere by an alias (*); write it out where it is needed")
+        self._seen.add(id(node))
+        if isinstance(node, MappingNode) and kind == "map":
+            return self._section(node, prefix)
+        if isinstance(node, SequenceNode) and kind == "seq":
+            return [self._value(item, prefix) for item in node.value]
+        if kind == "timestamp":
+            raise ConfigError(f"{place}: {node.value} is a date in YAML; put it in quotes to make it a text")
+        if not isinstance(node, ScalarNode) or kind not in _SCALARS:
+            raise ConfigError(f"{place}: the tag {node.tag} is refused: a recipe holds data only")
+        try:
+            value = self._yaml.constructor.construct_object(node)
+            str(value).encode()
+        except (ValueError, KeyError) as error:  # `!!int x`, 5,000 digits, half a surrogate pair
+            raise ConfigError(f"{place}: {_short(ascii(node.value))} is no {kind}: {_short(error)}") from error
+        return value
+
+    def _section(self, node: MappingNode, prefix: str) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value in node.value:
+            place = self.at(key_node.start_mark.line + 1)
+            if not isinstance(key_node, ScalarNode):
+                raise ConfigError(f"{place}: a key is a list or a section; expected a name")
+            key = str(key_node.value)
+            if key in values:
+                raise ConfigError(f"{place}: the key `{prefix}{key}` stands twice; remove one")
+            self.lines[f"{prefix}{key}"] = place
+            values[key] = self._value(value, f"{prefix}{key}.")
+        return values
+
+
+def _place(where: Mapping[str, str], key: str, origin: str) -> str:
+    """Where a dotted key stands, or the nearest section around it, or the whole."""
+    parts = key.split(".")
+    around = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((where[name] for name in around if name in where), origin)
+
+
+def _section(location: Sequence[str]) -> type[BaseModel] | None:
+    """The section that the keys lead to, or None where they lead to something else."""
     model: type[BaseModel] = Recipe
     for key in location:
-        field = model.model_fields.get(str(key))
-        inner = (
-            None
-            if field is None
-            else next(
-                (
-                    a
-                    for a in (field.annotation, *get_args(field.annotation))
-                    if isinstance(a, type) and issubclass(a, BaseModel)
-                ),
-                None,
-            )
-        )
-        if inner is None:
+        field = model.model_fields.get(key)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
             return None
-        model = inner
+        model = inner[0]
     return model
 
 
@@ -135,32 +193,39 @@ def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
     """One validation error as: place, key, what was found, what was expected, the nearest valid key."""
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
-    place = next(
-        (where[".".join(location[:n])] for n in range(len(location), 0, -1) if ".".join(location[:n]) in where), origin
-    )
+    place = _place(where, key, origin)
+    found = "empty" if item["input"] is None else _short(repr(item["input"]))
     if item["type"] == "extra_forbidden":
-        section = _section(location[:-1])
-        known = list(section.model_fields) if section else []
+        around = _section(location[:-1])
+        known = list(around.model_fields) if around else []
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(known)}"
-        return f"{place}: unknown key `{key}`; {hint}"
+        return f"{place}: unknown key `{_short(key)}`; {hint}"
     if item["type"] == "missing":
         return f"{place}: `{key}` is missing; it has no default"
     if item["type"] == "value_error":
-        return f"{place}: {key + ': ' if key else ''}{item['ctx']['error']}"
+        message = str(item["ctx"]["error"])
+        named = (".".join([*location, name]) for name in re.findall(r"`([\w.]+)`", message))
+        place = next((where[name] for name in named if name in where), place)
+        return f"{place}: {key + ': ' if key else ''}{message}"
+    section = _section(location)
+    if item["type"] == "model_type" and section:
+        return f"{place}: `{key}` is {found}; expected a section with the keys {', '.join(section.model_fields)}"
     if item["type"] == "literal_error":
         expected = item["ctx"]["expected"]
-        near = difflib.get_close_matches(
-            str(item["input"]), expected.replace("'", "").replace(" or ", ", ").split(", "), n=1
-        )
-        return f"{place}: `{key}` is {item['input']!r}; expected {expected}" + (
-            f"; did you mean {near[0]}?" if near else ""
-        )
-    return f"{place}: `{key}` is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+        words = expected.replace("'", "").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(str(item["input"]), words, n=1)
+        return f"{place}: `{key}` is {found}; expected {expected}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{place}: `{key}` is {found}; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _resolve_paths(recipe: Recipe, where: Mapping[str, str], origin: str, folder: Path | None) -> Recipe:
-    """The recipe with input files found beside it or in the working directory."""
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _resolve_paths(recipe: Recipe, place: Callable[[str], str], beside: Callable[[str], Path | None]) -> Recipe:
+    """The recipe with input files found beside it or in the working directory (overrides: there only)."""
     updates: dict[str, Any] = {}
     for name in ("prompts", "data"):
         section = getattr(recipe, name)
@@ -170,21 +235,22 @@ def _resolve_paths(recipe: Recipe, where: Mapping[str, str], origin: str, folder
         for key in ("train", "evaluation"):
             value = getattr(section, key)
             if value is not None:
-                place = where.get(f"{name}.{key}", origin)
-                found[key] = str(_find(value, f"{name}.{key}", place, None if "override" in place else folder))
+                at = place(f"{name}.{key}")
+                found[key] = str(_find(value, f"{name}.{key}", at, beside(at)))
         updates[name] = section.model_copy(update=found)
-    local = folder / recipe.model.path if folder else None
-    if local is not None and "override" not in where.get("model.path", "") and local.is_dir():
-        updates["model"] = recipe.model.model_copy(update={"path": str(local)})
+    folder = beside(place("model.path"))
+    if folder is not None and os.path.isdir(folder / recipe.model.path):
+        updates["model"] = recipe.model.model_copy(update={"path": str(folder / recipe.model.path)})
     return recipe.model_copy(update=updates)
 
 
 def _find(value: str, key: str, place: str, folder: Path | None) -> Path:
-    candidates = [base / Path(value).expanduser() for base in (folder, Path()) if base is not None]
+    candidates = [base / os.path.expanduser(value) for base in (folder, Path()) if base is not None]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
-    names = {p.name: p for candidate in candidates if candidate.parent.is_dir() for p in candidate.parent.iterdir()}
+    parents = [candidate.parent for candidate in candidates if os.path.isdir(candidate.parent)]
+    names = {p.name: p for parent in parents for p in parent.iterdir() if p.is_file()}
     near = difflib.get_close_matches(Path(value).name, list(names), n=1)
     looked = " and ".join(dict.fromkeys(str(candidate) for candidate in candidates))
     raise ConfigError(

@@ -59,32 +59,34 @@ class RunFolder:
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> RunFolder:
-        if self.path.exists() and not self.path.is_dir():
-            raise StoreError(f"{self.path} is a file; choose another folder with out=...")
-        contents = [p.name for p in self.path.iterdir() if p.name != ".lock"] if self.path.is_dir() else []
-        if contents and RUN not in contents:
-            raise StoreError(
-                f"{self.path} is not empty and holds no run ({contents[0]}, ...); choose another with out=..."
-            )
-        if RUN in contents:
-            try:
-                owner = json.loads((self.path / RUN).read_text()).get("name")
-            except (ValueError, OSError) as error:
-                raise StoreError(
-                    f"{self.path / RUN} cannot be read ({error}); choose another folder with out=..."
-                ) from error
-            if owner != self.name:
-                raise StoreError(f"{self.path} holds the run {owner!r}, not {self.name!r}; choose another with out=...")
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            if self.path.exists() and not self.path.is_dir():
+                raise StoreError(f"{self.path} is a file; choose another folder with out=...")
+            contents = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+            others = [name for name in contents if name != ".lock" and not name.startswith(f".{RUN}.")]
+            if others and RUN not in contents:
+                raise StoreError(
+                    f"{self.path} is not empty and holds no run ({min(others)}, ...); choose another with out=..."
+                )
+            if RUN in contents and (owner := self._owner()) != self.name:
+                raise StoreError(f"{self.path} holds the run {owner!r}, not {self.name!r}; choose another with out=...")
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            if RUN not in contents:
+                write_text(self.path / RUN, json.dumps({"name": self.name}))
         except Timeout:
             raise StoreError(
                 f"{self.path} is in use by another process; wait for it, or choose another with out=..."
             ) from None
-        if RUN not in contents:
-            write_text(self.path / RUN, json.dumps({"name": self.name}))
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be used: {error}; choose another folder with out=...") from error
         return self
+
+    def _owner(self) -> str:
+        try:
+            return str(json.loads((self.path / RUN).read_text(encoding="utf-8"))["name"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path / RUN} is damaged ({error}); choose another folder with out=...") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -102,14 +104,14 @@ class RunFolder:
         if changes:
             raise StoreError(
                 f"{self.path / name} was made from something else:\n  "
-                + "\n  ".join(changes)
+                + "\n  ".join([*changes[:10], *([f"and {len(changes) - 10} more"] if len(changes) > 10 else [])])
                 + f"\nNothing was overwritten. Choose another folder with out=..., or delete {self.path / name} to redo it."
             )
         for file, expected in manifest["files"].items():
             path = self.path / name / file
             if not path.is_file() or checksum(path) != expected:
                 raise StoreError(
-                    f"{path} is missing or has changed since the stage ended; delete {path.parent} to redo it"
+                    f"{path} is missing or has changed since the stage ended; delete {self.path / name} to redo it"
                 )
         return True
 
@@ -150,9 +152,14 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            return dict(json.loads(path.read_text()))
-        except ValueError as error:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            kinds = {"what": str, "seconds": float, "made_from": dict, "files": dict}
+            wrong = [key for key, kind in kinds.items() if not isinstance(manifest[key], kind)]
+        except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}); delete {path.parent} to redo the stage") from error
+        if wrong:
+            raise StoreError(f"{path} is damaged ({', '.join(wrong)}); delete {path.parent} to redo the stage")
+        return dict(manifest)
 
 
 def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
@@ -162,6 +169,14 @@ def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
             line
             for key in dict.fromkeys([*before, *now])
             for line in differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(before, list) and isinstance(now, list) and before != now:
+        if len(before) != len(now):
+            return [f"{prefix} had {len(before)} items and has {len(now)}"]
+        return [
+            line
+            for i, pair in enumerate(zip(before, now, strict=True))
+            for line in differences(*pair, f"{prefix}[{i}]")
         ]
     return [] if before == now else [f"{prefix} was {_short(before)} and is {_short(now)}"]
 

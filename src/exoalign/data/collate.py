@@ -18,8 +18,10 @@ def collate(groups: Sequence[Group], *, pad_id: int = 0) -> GroupBatch:
         pad_id: the id that fills the unused places. It is masked everywhere and has no influence.
 
     Raises:
-        DataError: if a group has no token ids.
+        DataError: if there is no group, or one has no token ids.
     """
+    if not groups:
+        raise DataError("no groups to make a batch of; expected at least one")
     for group in groups:
         if group.prompt_ids is None or group.completion_ids is None:
             raise DataError(f"{group.where}: has no token ids; call exoalign.tokenize first")

@@ -12,8 +12,10 @@ JSONL, gzipped JSONL and the Parquet files of a run are read.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,16 +56,19 @@ class PromptRow(NamedTuple):
 
 
 def read_prompts(path: str | Path, *, limit: int | None = None) -> list[PromptRow]:
-    """Read prompts, the first `limit` of them.
+    """Read prompts, the first `limit` of them, from the files that `read_groups` reads.
 
     Raises:
         DataError: with file and line, for a row that is no JSON object or has no prompt, and for an empty file.
     """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return [PromptRow(group.prompt, group.where) for group in _table(path)[:limit]]
     prompts: list[PromptRow] = []
-    for where, row in _rows(Path(path)):
-        if limit is not None and len(prompts) == limit:
-            break
+    for where, row in _rows(path):
         prompts.append(PromptRow(_prompt(row, where), where))
+        if len(prompts) == limit:
+            break
     if not prompts:
         raise DataError(f"{path}: no rows; expected one JSON object with `prompt` on each line")
     return prompts
@@ -74,7 +79,7 @@ def read_groups(path: str | Path, *, limit: int | None = None) -> tuple[list[Gro
 
     Args:
         path: `.jsonl`, `.jsonl.gz` or `.parquet`.
-        limit: how many groups at most.
+        limit: how many groups at most, 1 or more; what stands after them is not looked at.
 
     Returns:
         The groups, and the rows that were set aside (empty or identical replies, transcripts without a shared beginning).
@@ -84,18 +89,18 @@ def read_groups(path: str | Path, *, limit: int | None = None) -> tuple[list[Gro
     """
     path = Path(path)
     if path.suffix == ".parquet":
-        return read_table(path)[:limit], SetAside()
+        return _table(path)[:limit], SetAside()
     groups: list[Group] = []
     aside = SetAside()
     for where, row in _rows(path):
-        if limit is not None and len(groups) == limit:
-            break
         group = _group(row, where, aside)
         if group is not None:
             groups.append(group)
+        if len(groups) == limit:
+            break
     if not groups:
         found = f"all {sum(map(len, aside.reasons.values()))} rows were set aside" if aside.reasons else "no rows"
-        raise DataError(f"{path}: {found}; expected one JSON object on each line\n" + "\n".join(aside.lines()))
+        raise DataError("\n".join([f"{path}: {found}; expected one JSON object on each line", *aside.lines()]))
     return groups, aside
 
 
@@ -170,13 +175,21 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     return str(row[key])
 
 
+def _table(path: Path) -> list[Group]:
+    groups = read_table(path)
+    if not groups:
+        raise DataError(f"{path}: no rows; expected one group in each")
+    return groups
+
+
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL file with `name:line` for each; blank lines are passed over."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    if not os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
+        raise DataError(f"{path}: {'is a folder, expected a file' if os.path.isdir(path) else 'no such file'}")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
                     yield f"{path}:{number}", _row(line, f"{path}:{number}")
     except (OSError, EOFError, zlib.error) as error:
@@ -186,8 +199,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 at byte {error.start + 1} of the line") from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: holds a lone surrogate, which is no character; mend the text") from error
     except RecursionError:
         raise DataError(f"{where}: nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -196,10 +212,6 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__}, expected a JSON object")
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: holds a lone surrogate, which is no character; mend the text") from error
     return row
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exoalign.errors import DataError
+from exoalign.files import replacing
 from exoalign.groups import Group, Message
 
 SCHEMA = pa.schema(
@@ -33,27 +33,35 @@ SCHEMA = pa.schema(
 def write_table(groups: Sequence[Group], path: Path) -> None:
     """Write groups to a Parquet file, atomically."""
     rows = [_row(group) for group in groups]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
 
 
 def read_table(path: Path) -> list[Group]:
     """Read groups from a Parquet file that `write_table` wrote.
 
     Raises:
-        DataError: if the file cannot be read or lacks a column.
+        DataError: if the file cannot be read, lacks a column or has one of another type, or a row is no group.
     """
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        with path.open("rb") as file:  # a folder would be read as a data set of many files
+            table = pq.read_table(file)
+        rows = table.to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise DataError(
-            f"{path}: columns {', '.join(missing)} are missing; expected a file of groups written by exoalign"
-        )
-    return [_group(row) for row in table.to_pylist()]
+    for field in SCHEMA:
+        found = table.schema.field(field.name).type if field.name in table.column_names else "missing"
+        if found != field.type:
+            raise DataError(
+                f"{path}: column {field.name} is {found}, expected {field.type}: a file of groups written by exoalign"
+            )
+    groups = []
+    for number, row in enumerate(rows, 1):
+        try:
+            groups.append(_group(row))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path}, row {number}: is no group: {error}") from error
+    return groups
 
 
 def _row(group: Group) -> dict[str, Any]:

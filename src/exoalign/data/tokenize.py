@@ -29,6 +29,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Ids of a prompt.
 
     Raises:
+        DataError: if a role is no plain name: the template puts it between its special tokens.
         ModelError: if messages are given and the tokenizer has no usable chat template.
     """
     if isinstance(prompt, str):
@@ -38,6 +39,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         raise ModelError(
             "the prompt is a conversation, but the tokenizer has no chat template; give the prompt as text"
         )
+    for turn in prompt:
+        if not re.fullmatch(r"\w[\w .-]*", turn.role):
+            raise DataError(
+                f"the role {turn.role[:60]!r} of a prompt is no plain name; expected user, assistant or its like"
+            )
     turns = [{"role": turn.role, "content": _SLOT.format(i)} for i, turn in enumerate(prompt)]
     try:
         rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -64,18 +70,22 @@ def tokenize(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, con
         context: the model's context length in tokens, if it is known.
 
     Raises:
-        DataError: naming the group, if it is longer than the context or a prompt has no token.
-        ModelError: if the tokenizer has no end-of-sequence token.
+        DataError: naming the group, if it is longer than the context or a prompt cannot be used.
+        ModelError: if the tokenizer has no end-of-sequence token, or (naming the group) no usable chat template.
     """
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
     done = []
     for group in groups:
         if group.prompt_ids is None:
-            group = replace(group, prompt_ids=tuple(prompt_ids(tokenizer, group.prompt)))
+            try:
+                ids = prompt_ids(tokenizer, group.prompt)
+            except (DataError, ModelError) as error:
+                raise type(error)(f"{group.where}: {error}") from error
+            group = replace(group, prompt_ids=tuple(ids))
         if group.completion_ids is None:
-            ids = tuple((*content_ids(tokenizer, text), tokenizer.eos_token_id) for text in group.completions)
-            group = replace(group, completion_ids=ids)
+            replies = tuple((*content_ids(tokenizer, text), tokenizer.eos_token_id) for text in group.completions)
+            group = replace(group, completion_ids=replies)
         assert group.prompt_ids is not None
         assert group.completion_ids is not None
         longest = max(map(len, group.completion_ids))

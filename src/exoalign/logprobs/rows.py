@@ -2,6 +2,8 @@
 
 A prompt stands left-padded and its completion right-padded, so that all completions of a batch begin in one column and the
 model's own head runs on the completion columns only (`logits_to_keep`). Final soft-capping and logit scaling are the model's.
+In float64 it wants a model on `sdpa`: the softmax of transformers' `eager` attention stays in float32, where padding that sees
+nothing becomes NaN.
 
 Shape legend: B groups, K completions, R rows (the real completions), P prompt tokens, L completion tokens, V vocabulary.
 """
@@ -81,8 +83,7 @@ def row_logits(model: torch.nn.Module, rows: Rows) -> Tensor:
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / T)[target]: [R, L, V], [R, L] -> [R, L] in float32 at least, nats."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    scaled = logits / temperature if temperature != 1.0 else logits
+    scaled = _scaled(logits, temperature)
     return scaled.gather(-1, targets[..., None]).squeeze(-1) - scaled.logsumexp(-1)
 
 
@@ -124,19 +125,25 @@ def compare_policies(
     Returns:
         log_ratio [B, K]: log pi_theta(y|x) - log pi_ref(y|x), whose mean over samples of pi_theta estimates the KL; and
         kl [B, K]: sum over the completion's steps of the exact KL(pi_theta(.|prefix) || pi_ref(.|prefix)) over the
-        vocabulary, an estimate of the same KL with less variance. Both in nats a completion, 0 where absent.
+        vocabulary, an estimate of the same KL with less variance. Both in nats a completion, float64, 0 where absent.
     """
     b, k = batch.shape
     log_ratio = torch.zeros(b * k, dtype=torch.float64)
     kl = torch.zeros(b * k, dtype=torch.float64)
     for rows in _passes(rows_of(batch, _device(policy)), rows_per_pass):
-        log_p = torch.log_softmax(row_logits(policy, rows).float() / temperature, -1)
-        log_ref = torch.log_softmax(row_logits(reference, rows).float() / temperature, -1)
+        log_p = torch.log_softmax(_scaled(row_logits(policy, rows), temperature), -1)
+        log_ref = torch.log_softmax(_scaled(row_logits(reference, rows), temperature), -1)
         tokens = (log_p - log_ref).gather(-1, rows.targets[..., None]).squeeze(-1)
         steps = torch.nn.functional.kl_div(log_ref, log_p, reduction="none", log_target=True).sum(-1)
         log_ratio[rows.owner.cpu()] = torch.where(rows.mask, tokens, 0.0).double().sum(1).cpu()
         kl[rows.owner.cpu()] = torch.where(rows.mask, steps, 0.0).double().sum(1).cpu()
     return log_ratio.view(b, k), kl.view(b, k)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """logits / T in float32 at least: float64 stays."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits / temperature if temperature != 1.0 else logits
 
 
 def _passes(rows: Rows, size: int | None) -> Iterator[Rows]:

@@ -48,6 +48,8 @@ def resolve_reward(name: str) -> RewardFunction:
         RewardError: if it cannot be found.
     """
     if name in SHIPPED:
+        if name == "sentiment":
+            _vader()  # fails here, before hours of sampling, if it is not installed
         return SHIPPED[name]
     module, colon, function = name.partition(":")
     if not colon:
@@ -59,12 +61,16 @@ def resolve_reward(name: str) -> RewardFunction:
         sys.path.insert(0, folder)
     try:
         found: Any = importlib.import_module(module)
-        for part in function.split("."):
-            found = getattr(found, part)
-    except ImportError as error:
-        raise RewardError(f"reward.function {name!r}: module {module} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise RewardError(f"reward.function {name!r}: module {module} has no {function}") from error
+    except (Exception, SystemExit) as error:  # a module is a program and raises what it likes
+        raise RewardError(
+            f"reward.function {name!r}: module {module} cannot be imported from {folder}: {type(error).__name__}: {error}"
+        ) from error
+    for part in function.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RewardError(f"reward.function {name!r}: module {module} has no {function}{hint}")
+        found = getattr(found, part)
     if not callable(found):
         raise RewardError(f"reward.function {name!r} is {type(found).__name__}; expected a function")
     return found
@@ -96,12 +102,19 @@ def score(
     for group in groups:
         prompts = [prompt_text(group.prompt)] * group.k
         try:
-            returned = function(prompts, list(group.completions))
-            values = [returned] if isinstance(returned, (str, float, int)) else list(returned)
-        except Exception as error:
+            returned: Any = function(prompts, list(group.completions))
+        except (Exception, SystemExit) as error:
             raise RewardError(
                 f"{name} raised {type(error).__name__} at {group.where} ({prompts[0][:60]!r}): {error}"
             ) from error
+        try:
+            values = [*returned] if not isinstance(returned, (str, dict)) else None
+        except Exception:
+            values = None
+        if values is None:
+            raise RewardError(
+                f"{name} returned {type(returned).__name__} at {group.where}; expected a list of {group.k} numbers"
+            )
         if len(values) != group.k:
             raise RewardError(f"{name} returned {len(values)} values at {group.where} for {group.k} completions")
         scored.append(replace(group, rewards=tuple(_number(v, k, group, name) for k, v in enumerate(values))))
@@ -112,12 +125,12 @@ def score(
 
 def _number(value: Any, k: int, group: Group, name: str) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, str) else float(value)
+    except Exception:  # None, a tensor of many numbers, an integer that no float can hold, ...
         number = math.nan
     if not math.isfinite(number):
         raise RewardError(
-            f"{name} returned {value!r} at {group.where}, completion {k + 1} ({group.completions[k][:60]!r});"
+            f"{name} returned {repr(value)[:60]} at {group.where}, completion {k + 1} ({group.completions[k][:60]!r});"
             " expected a finite number"
         )
     return number

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from exoalign.data.tokenize import prompt_ids
-from exoalign.errors import DataError
+from exoalign.errors import DataError, ModelError
 from exoalign.groups import Group, Prompt, prompt_text
 from exoalign.models import token_ids
 from exoalign.sampling.protocol import SamplingSettings
@@ -52,6 +52,10 @@ class SeededChoice(LogitsProcessor):
         log_mu = torch.log_softmax(scaled, -1)
         cumulative = log_mu.double().exp().cumsum(-1)
         total = cumulative[:, -1:]
+        if not bool(torch.isfinite(total).all()):
+            raise ModelError(
+                "the model's logits hold NaN or infinity: its weights are broken, or overflow in this precision"
+            )
         # u < total, so the first place above u exists and its token has mass
         u = torch.minimum(
             self.uniforms[:, len(self.logprobs), None] * total, torch.nextafter(total, total.new_zeros(()))
@@ -70,6 +74,9 @@ class TransformersSampler:
         batch_size: completions in one batch.
         name: the model's name or fingerprint, kept in the provenance.
         report: called with the number of completions that a batch has finished.
+
+    Raises:
+        ModelError: if neither the model nor its tokenizer names a token that ends a completion.
     """
 
     def __init__(
@@ -84,6 +91,8 @@ class TransformersSampler:
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
         self.report = report or (lambda n: None)
         self.ends = sorted({*token_ids(model.generation_config.eos_token_id), *token_ids(tokenizer.eos_token_id)})
+        if not self.ends:
+            raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
 
     def sample(
         self, prompts: Sequence[Prompt], settings: SamplingSettings, sources: Sequence[str] | None = None
@@ -92,6 +101,7 @@ class TransformersSampler:
 
         Raises:
             DataError: naming the prompt, if it has no token or leaves no room for `max_new_tokens` in the context.
+            ModelError: if the model's logits are not finite.
         """
         sources = sources or [f"prompt {i + 1}" for i in range(len(prompts))]
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -120,7 +130,7 @@ class TransformersSampler:
         choice = SeededChoice(
             torch.tensor(np.stack(seeds), device=device), temperature=settings.temperature, top_p=settings.top_p
         )
-        with _own_settings(self.model, eos_token_id=self.ends, pad_token_id=pad):
+        with _as_a_sampler(self.model, eos_token_id=self.ends, pad_token_id=pad):
             generate: Any = self.model.generate
             output = generate(
                 input_ids=input_ids,
@@ -175,7 +185,10 @@ def encode_prompts(
     """
     encoded = []
     for prompt, source in zip(prompts, sources, strict=True):
-        ids = prompt_ids(tokenizer, prompt)
+        try:
+            ids = prompt_ids(tokenizer, prompt)
+        except (DataError, ModelError) as error:
+            raise type(error)(f"{source}: {error}") from error
         if not ids:
             raise DataError(f"{source}: the prompt has no token; expected at least one to sample after")
         if context is not None and len(ids) + room > context:
@@ -188,11 +201,13 @@ def encode_prompts(
 
 
 @contextmanager
-def _own_settings(model: PreTrainedModel, **settings: Any) -> Iterator[None]:
-    """Generation settings with nothing but what is given, the model's own put back afterwards."""
-    kept = model.generation_config
+def _as_a_sampler(model: PreTrainedModel, **settings: Any) -> Iterator[None]:
+    """No dropout, and generation settings with nothing but what is given; the model's own state comes back afterwards."""
+    kept, training = model.generation_config, model.training
     model.generation_config = GenerationConfig(**settings)
+    model.eval()
     try:
         yield
     finally:
         model.generation_config = kept
+        model.train(training)

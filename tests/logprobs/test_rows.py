@@ -1,0 +1,338 @@
+"""The oracle of all faster ways is itself held against one unpadded sequence at a time, through the plain model in float64."""
+
+import copy
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.masking_utils import eager_mask
+
+from exoalign import Group, GroupBatch, collate, compare_policies, completion_logprobs
+from exoalign.errors import ModelError
+from exoalign.logprobs.rows import token_logprobs
+
+VOCABULARY = 23
+LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**LAYERS, "num_key_value_heads": 2, "head_dim": 8}
+# Windows of 4 tokens and caps of 3 are small enough to matter on sequences of 3 to 14 tokens.
+MODELS = {
+    "llama": {**GROUPED, "attention_dropout": 0.1},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32},  # absolute positions; dropout 0.1 by default
+    "gemma2": {**GROUPED, "sliding_window": 4, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 3.0},
+    "gpt_neox": {**LAYERS, "hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "qwen3": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 4},
+}
+ALL = pytest.mark.parametrize("kind", MODELS)
+PAD = 17  # a token like any other: padding must not be seen, whatever fills it
+# Prompts of 1 to 6 tokens; K of 3, 1 and 4; completions of 1 to 8 tokens.
+GROUPS = [
+    Group("a", ("x",) * 3, prompt_ids=(3, 1, 4, 1, 5, 9), completion_ids=((2, 6, 5), (3,), (5, 8, 9, 7, 9, 3, 2, 3))),
+    Group("b", ("x",), prompt_ids=(7,), completion_ids=((1, 8, 2, 8),)),
+    Group("c", ("x",) * 4, prompt_ids=(0, 22, 0), completion_ids=((4,), (4, 5), (22, 22, 22), (0, 0, 0, 0, 0))),
+]
+
+
+def eager_in_float64(module, query, key, value, attention_mask, scaling, softcap=None, dropout=0.0, **kwargs):
+    """Gemma 2's eager attention without its softmax in float32, which has no value for a padding token that sees nothing."""
+    key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
+    scores = torch.tanh(query @ key.transpose(2, 3) * scaling / softcap) * softcap
+    weights = torch.softmax(scores if attention_mask is None else scores + attention_mask, -1)
+    return (weights @ value).transpose(1, 2), weights
+
+
+AttentionInterface.register("eager_in_float64", eager_in_float64)
+AttentionMaskInterface.register("eager_in_float64", eager_mask)
+
+
+def build(kind, *, seed=0, dtype=torch.float64, attention=None, **settings):
+    """A random model in eval mode, with weights so large that each of its parts matters."""
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    random = {"vocab_size": VOCABULARY, "initializer_range": 0.3, **special, **MODELS[kind], **settings}
+    torch.manual_seed(seed)
+    if attention is None and kind == "gemma2":
+        attention = "eager_in_float64" if dtype == torch.float64 else "eager"
+    config = CONFIG_MAPPING[kind](**random)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention or "sdpa").to(dtype).eval()
+
+
+def sequence_logprob(model, prompt, completion, temperature=1.0):
+    """sum_t log softmax(logits_t / T)[y_t] of one sequence without padding, from the logits at every place."""
+    logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
+    log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, -1)
+    # the logits at place j predict the token at place j + 1
+    return sum(log_p[len(prompt) + t - 1, token] for t, token in enumerate(completion))
+
+
+def one_by_one(model, groups, temperature=1.0):
+    """[B, K] from sequence_logprob, 0 where a group has fewer than K completions."""
+    k = max(group.k for group in groups)
+    rows = []
+    for group in groups:
+        values = [sequence_logprob(model, group.prompt_ids, ids, temperature) for ids in group.completion_ids]
+        rows.append(torch.stack([*values, *[torch.zeros_like(values[0])] * (k - group.k)]))
+    return torch.stack(rows)
+
+
+def gradients(model, values):
+    """Of a sum in which every completion has another weight, so that none can stand in for another."""
+    weights = torch.linspace(0.5, 2.0, values.numel(), dtype=values.dtype).view_as(values)
+    model.zero_grad()
+    (values * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def assert_same(ours, truth, rtol=1e-9):
+    """Equal up to rtol of the whole tensor's size."""
+    assert ours.shape == truth.shape
+    assert (ours - truth).norm() <= rtol * truth.norm()
+
+
+def group_of(prompt, *completions):
+    return Group("p", ("x",) * len(completions), prompt_ids=prompt, completion_ids=completions)
+
+
+class TestCompletionLogprobs:
+    @ALL
+    @pytest.mark.parametrize("temperature", [1.0, 0.7])
+    def test_values_and_gradients_are_those_of_single_sequences(self, kind, temperature):
+        model = build(kind)
+        truth = one_by_one(model, GROUPS, temperature)
+        expected = gradients(model, truth)
+        values = completion_logprobs(model, collate(GROUPS, pad_id=PAD), temperature=temperature)
+        assert values.dtype == torch.float64
+        assert_same(values.detach(), truth.detach())
+        # Gemma's norms are in float32 whatever the weights are, and their gradients are rounded as they are summed
+        rtol = 1e-6 if kind == "gemma2" else 1e-9
+        for name, gradient in gradients(model, values).items():
+            assert_same(gradient, expected[name], rtol)
+
+    @ALL
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"),
+        # nats a token: some ten roundings at unit roundoff 6e-8 and 4e-3, on logits of up to 10
+        [(torch.float32, 1e-5), (torch.bfloat16, 0.06)],
+        ids=["float32", "bfloat16"],
+    )
+    def test_at_lower_precision_it_errs_little_and_no_more_than_single_sequences(self, kind, dtype, tolerance):
+        model = build(kind, dtype=dtype)
+        exact = build(kind)
+        exact.load_state_dict(model.state_dict())  # the rounded weights, in float64
+        with torch.no_grad():
+            truth = one_by_one(exact, GROUPS)
+            values = completion_logprobs(model, collate(GROUPS, pad_id=PAD))
+            naive = one_by_one(model, GROUPS)
+        assert values.dtype == torch.float32
+        tokens = collate(GROUPS).completion_lengths.clamp(min=1)
+        errors, naive_errors = (((v.double() - truth).abs() / tokens).max() for v in (values, naive))
+        assert errors <= tolerance
+        assert errors <= 2 * naive_errors + tolerance / 10
+
+    def test_one_token_is_the_log_softmax_at_the_last_token_of_the_prompt(self):
+        model = build("llama")
+        logits = model(input_ids=torch.tensor([[3, 1, 4]])).logits[0, -1].detach()
+        # T = 2: log(exp(z_5 / 2) / sum_v exp(z_v / 2))
+        expected = math.log(math.exp(logits[5] / 2) / sum(math.exp(z / 2) for z in logits))
+        value = completion_logprobs(model, collate([group_of((3, 1, 4), (5,))]), temperature=2.0)
+        assert value.shape == (1, 1)
+        assert value.item() == pytest.approx(expected, rel=1e-12)
+
+    def test_a_temperature_divides_the_logits(self):
+        # z = (log 4, 0), T = 2: softmax(log 2, 0) = (2/3, 1/3)
+        logits = torch.tensor([[[math.log(4), 0.0]] * 2], dtype=torch.float64)
+        values = token_logprobs(logits, torch.tensor([[0, 1]]), 2.0)
+        assert values.tolist() == [pytest.approx([math.log(2 / 3), math.log(1 / 3)], rel=1e-14)]
+
+    def test_bfloat16_logits_are_normalised_in_float32(self):
+        # 512 equal logits: log(1/512) = -6.2383, which bfloat16 (3 digits) cannot hold
+        values = token_logprobs(torch.zeros(1, 1, 512, dtype=torch.bfloat16), torch.tensor([[3]]), 1.0)
+        assert values.item() == pytest.approx(-math.log(512), abs=1e-6)
+
+    def test_absent_completions_are_exactly_zero_without_a_gradient(self):
+        model = build("llama")
+        batch = collate(GROUPS, pad_id=PAD)
+        values = completion_logprobs(model, batch)
+        assert batch.mask.tolist() == [[True, True, True, False], [True, False, False, False], [True] * 4]
+        assert values[~batch.mask].tolist() == [0.0] * 4
+        assert (values[batch.mask] < 0).all()
+        (values * ~batch.mask).sum().backward()
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+    @ALL
+    def test_what_fills_the_padding_changes_nothing(self, kind):
+        model = build(kind)
+        with torch.no_grad():
+            first, second = (completion_logprobs(model, collate(GROUPS, pad_id=pad)) for pad in (0, PAD))
+        assert_same(first, second, rtol=1e-12)
+
+    @pytest.mark.parametrize("rows_per_pass", [1, 3, 8, 100])
+    def test_the_size_of_a_pass_changes_nothing(self, rows_per_pass):
+        model, batch = build("llama"), collate(GROUPS, pad_id=PAD)
+        seen = []
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        whole = completion_logprobs(model, batch, temperature=0.7)
+        expected = gradients(model, whole)
+        seen.clear()
+        values = completion_logprobs(model, batch, temperature=0.7, rows_per_pass=rows_per_pass)
+        assert sum(seen) == 8  # the real completions, and each once
+        assert max(seen) == min(rows_per_pass, 8)
+        assert_same(values.detach(), whole.detach())
+        for name, gradient in gradients(model, values).items():
+            assert_same(gradient, expected[name])
+
+    def test_permuted_completions_give_permuted_results(self):
+        model, order = build("llama"), [2, 0, 3, 1]
+        group = GROUPS[2]
+        permuted = replace(group, completion_ids=tuple(group.completion_ids[i] for i in order))
+        with torch.no_grad():
+            values = completion_logprobs(model, collate([group]))
+            assert_same(completion_logprobs(model, collate([permuted])), values[:, order], rtol=1e-12)
+
+    def test_one_group_of_eight_equals_eight_groups_of_one(self):
+        model = build("llama")
+        completions = [tuple((7 * k + j) % VOCABULARY for j in range(1 + k % 5)) for k in range(8)]
+        values = [
+            completion_logprobs(model, collate(groups)).flatten()
+            for groups in ([group_of((3, 1), *completions)], [group_of((3, 1), ids) for ids in completions])
+        ]
+        assert_same(values[0].detach(), values[1].detach(), rtol=1e-12)
+        first, second = (gradients(model, v) for v in values)
+        for name in first:
+            assert_same(first[name], second[name])
+
+    @ALL
+    def test_the_companions_of_a_group_change_nothing(self, kind):
+        model = build(kind)
+        with torch.no_grad():
+            together = completion_logprobs(model, collate(GROUPS, pad_id=PAD))
+            for group, row in zip(GROUPS, together, strict=True):
+                assert_same(completion_logprobs(model, collate([group]))[0], row[: group.k])
+
+    def test_a_model_that_cannot_keep_some_logits_gives_the_same(self):
+        class Wrapped(torch.nn.Module):  # as an adapter or an older architecture: all logits, always
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, input_ids, attention_mask, position_ids, use_cache):
+                return self.model(input_ids, attention_mask, position_ids, use_cache=use_cache)
+
+        model, batch = build("llama"), collate(GROUPS, pad_id=PAD)
+        with torch.no_grad():
+            assert_same(completion_logprobs(Wrapped(model), batch), completion_logprobs(model, batch), rtol=1e-12)
+
+    def test_the_head_runs_on_the_completion_columns_only(self):
+        model, heads = build("llama"), []
+        model.lm_head.register_forward_hook(lambda module, args, output: heads.append(tuple(output.shape)))
+        completion_logprobs(model, collate([group_of(tuple(range(20)), (1, 2, 3))]))
+        assert heads == [(1, 4, VOCABULARY)]  # 3 tokens, and the logits after the last, which predict nothing
+
+    def test_what_is_no_language_model_is_refused_by_name(self):
+        with pytest.raises(ModelError, match=r"Linear does not take input_ids; expected a causal language model"):
+            completion_logprobs(torch.nn.Linear(2, 2), collate(GROUPS))
+
+
+# Everything of a tiny policy: 5 tokens, at most 3 of them, and token 0 ends a completion before.
+STOP, LONGEST, TINY = 0, 3, 5
+PROMPT = (1, 4)
+
+
+def every_completion():
+    """All that a sampler can draw: 4 * 4 * 5 of three tokens, and those that stop at the first or second."""
+    ended = [(*body, STOP) for n in range(LONGEST - 1) for body in itertools.product(range(1, TINY), repeat=n)]
+    full = [(*body, last) for body in itertools.product(range(1, TINY), repeat=LONGEST - 1) for last in range(TINY)]
+    return tuple(ended + full)
+
+
+@pytest.fixture(scope="module")
+def policies():
+    """Two unlike policies and the one group of all completions."""
+    models = [build("llama", seed=seed, vocab_size=TINY) for seed in (1, 2)]
+    return *models, collate([group_of(PROMPT, *every_completion())])
+
+
+def step_distributions(model, prefix, temperature):
+    logits = model(input_ids=torch.tensor([prefix])).logits[0, -1].tolist()
+    weights = [math.exp(z / temperature) for z in logits]
+    return [w / sum(weights) for w in weights]
+
+
+class TestComparePolicies:
+    @ALL
+    def test_the_log_ratio_is_the_difference_of_the_log_probs(self, kind):
+        policy, reference = build(kind, seed=1), build(kind, seed=2)
+        batch = collate(GROUPS, pad_id=PAD)
+        log_ratio, kl = compare_policies(policy, reference, batch, temperature=0.7)
+        difference = one_by_one(policy, GROUPS, 0.7) - one_by_one(reference, GROUPS, 0.7)
+        assert_same(log_ratio, difference.detach())
+        assert log_ratio[~batch.mask].tolist() == kl[~batch.mask].tolist() == [0.0] * 4
+        assert (kl[batch.mask] > 0).all()
+
+    @pytest.mark.parametrize("temperature", [1.0, 0.7])
+    def test_the_kl_of_the_steps_is_the_sum_over_the_vocabulary(self, policies, temperature):
+        policy, reference, _ = policies
+        completions = ((2, 3, 1), (0,), (4, 0))
+        _, kl = compare_policies(policy, reference, collate([group_of(PROMPT, *completions)]), temperature=temperature)
+        expected = []
+        for ids in completions:
+            prefixes = [[*PROMPT, *ids[:t]] for t in range(len(ids))]
+            pairs = [[step_distributions(m, prefix, temperature) for m in (policy, reference)] for prefix in prefixes]
+            expected.append(sum(p * math.log(p / r) for ps, rs in pairs for p, r in zip(ps, rs, strict=True)))
+        assert kl.tolist() == [pytest.approx(expected, rel=1e-9)]
+
+    @pytest.mark.parametrize("temperature", [1.0, 0.7])
+    def test_both_estimates_have_the_exact_kl_as_their_mean(self, policies, temperature):
+        policy, reference, batch = policies
+        with torch.no_grad():
+            log_pi, log_ref = (
+                torch.stack([sequence_logprob(m, PROMPT, ids, temperature) for ids in every_completion()])
+                for m in (policy, reference)
+            )
+        pi = log_pi.exp()
+        assert pi.sum().item() == pytest.approx(1, abs=1e-12)  # nothing is missing from the enumeration
+        exact = (pi * (log_pi - log_ref)).sum().item()
+        log_ratio, kl = compare_policies(policy, reference, batch, temperature=temperature)
+        assert exact > 0.1
+        assert (pi * log_ratio[0]).sum().item() == pytest.approx(exact, rel=1e-9)
+        assert (pi * kl[0]).sum().item() == pytest.approx(exact, rel=1e-9)
+        # and the second has less variance, as its docstring says
+        assert (pi * (kl[0] - exact) ** 2).sum() < (pi * (log_ratio[0] - exact) ** 2).sum()
+
+    def test_a_policy_is_no_distance_from_itself(self):
+        policy, batch = build("gpt2"), collate(GROUPS, pad_id=PAD)
+        for values in compare_policies(policy, copy.deepcopy(policy), batch):
+            assert values.abs().max() == 0
+
+    def test_the_size_of_a_pass_changes_nothing(self, policies):
+        policy, reference, batch = policies
+        for whole, parts in zip(
+            compare_policies(policy, reference, batch),
+            compare_policies(policy, reference, batch, rows_per_pass=7),
+            strict=True,
+        ):
+            assert_same(parts, whole)
+
+    def test_no_gradient_is_kept(self):
+        policy, reference = build("llama", seed=1), build("llama", seed=2)
+        log_ratio, kl = compare_policies(policy, reference, collate(GROUPS))
+        assert not log_ratio.requires_grad
+        assert not kl.requires_grad
+
+
+def test_a_batch_that_is_built_by_hand_needs_no_order():
+    """Absent completions may stand anywhere in a row, not only at its end."""
+    model = build("llama")
+    batch = GroupBatch(
+        prompt_ids=torch.tensor([[3, 1]]),
+        prompt_lengths=torch.tensor([2]),
+        completion_ids=torch.tensor([[[9, 9], [4, 1], [5, 9]]]),
+        completion_lengths=torch.tensor([[0, 2, 1]]),
+    )
+    expected = [sequence_logprob(model, (3, 1), ids).item() for ids in ((4, 1), (5,))]
+    values = completion_logprobs(model, batch)
+    assert values.tolist() == [[0.0, pytest.approx(expected[0], rel=1e-9), pytest.approx(expected[1], rel=1e-9)]]

@@ -1,0 +1,348 @@
+"""Expected log-probs and frequencies come from the plain model, one unpadded sequence at a time; expected tokens from hand."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from exoalign import Message, SamplingSettings, TransformersSampler, collate, completion_logprobs
+from exoalign.errors import DataError, ModelError
+from exoalign.sampling.generate import SeededChoice
+
+# 1 to 40 bytes, so that every batch of several is padded; the conversation is rendered by the template
+PROMPTS = [
+    "A film review:",
+    "x",
+    "The quick brown fox jumps over the lazy dog",
+    (Message("user", "Hello"),),
+    "Why?",
+    "é",
+]
+SETTINGS = SamplingSettings(k=4, temperature=0.7, max_new_tokens=10, seed=5)
+ONE_DOWN = math.nextafter(1.0, 0.0)
+
+
+def ids_of(groups):
+    return [group.completion_ids for group in groups]
+
+
+def step_logits(model, prefix):
+    """Logits of the next token, without padding, cache and `generate`."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1].double()
+
+
+def biased(model, **bias):
+    """Adds to the logits of some tokens (t65=3.0), at every place."""
+
+    def add(module, args, output):
+        output = output.clone()
+        for name, value in bias.items():
+            output[..., int(name[1:])] += value
+        return output
+
+    model.lm_head.register_forward_hook(add)
+    return model
+
+
+@pytest.fixture
+def sample(tiny_model, tiny_tokenizer):
+    """Draws from the tiny model."""
+
+    def draw(prompts=PROMPTS, settings=SETTINGS, *, sources=None, **arguments):
+        return TransformersSampler(tiny_model, tiny_tokenizer, **arguments).sample(prompts, settings, sources)
+
+    return draw
+
+
+class TestSeeds:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+    def test_the_size_of_a_batch_changes_nothing(self, tiny_model, sample, dtype):
+        tiny_model.to(dtype)
+        draws = [sample(batch_size=size) for size in (1, 3, 64, 10_000)]
+        for other in draws[1:]:
+            assert ids_of(other) == ids_of(draws[0])
+            for ours, theirs in zip(other, draws[0], strict=True):
+                assert ours.sampler_logprobs == pytest.approx(theirs.sampler_logprobs, abs=1e-4)
+
+    def test_the_prompts_beside_it_change_nothing(self, sample):
+        whole = sample()
+        for i, prompt in enumerate(PROMPTS):
+            others = ["something else " * 3] * len(PROMPTS)
+            others[i] = prompt  # the completion depends on its prompt's place in the list, and on the prompt
+            assert sample(others)[i].completion_ids == whole[i].completion_ids
+
+    def test_a_completion_does_not_depend_on_how_many_or_how_long(self, sample):
+        whole = sample()
+        fewer = sample(settings=SamplingSettings(k=2, temperature=0.7, max_new_tokens=10, seed=5))
+        shorter = sample(settings=SamplingSettings(k=4, temperature=0.7, max_new_tokens=6, seed=5))
+        assert ids_of(fewer) == [group.completion_ids[:2] for group in whole]
+        assert ids_of(shorter) == [tuple(ids[:6] for ids in group.completion_ids) for group in whole]
+
+    def test_the_same_seed_gives_the_same_bits(self, sample):
+        assert sample() == sample()
+
+    def test_seeds_places_and_completions_all_differ(self, sample):
+        draws = [sample(["Why?"] * 3, SamplingSettings(k=5, max_new_tokens=10, seed=seed)) for seed in (0, 1)]
+        completions = [ids for groups in draws for group in groups for ids in group.completion_ids]
+        assert len(set(completions)) == 2 * 3 * 5
+
+    def test_the_global_random_state_is_neither_read_nor_moved(self, sample):
+        torch.manual_seed(1)
+        first, state = sample(), torch.get_rng_state()
+        torch.manual_seed(1)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(2)
+        assert sample() == first
+
+
+class TestLogprobs:
+    @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
+    def test_they_are_those_of_the_model_at_the_temperature(self, tiny_model, sample, temperature):
+        groups = sample(settings=SamplingSettings(k=3, temperature=temperature, max_new_tokens=12), batch_size=5)
+        with torch.no_grad():
+            expected = completion_logprobs(tiny_model, collate(groups), temperature=temperature)
+        assert torch.tensor([g.sampler_logprobs for g in groups]).sub(expected).abs().max() < 1e-4
+
+    @pytest.mark.parametrize("top_p", [0.3, 0.9])
+    def test_below_top_p_one_they_are_those_of_the_nucleus(self, tiny_model, sample, top_p):
+        temperature = 0.8
+        settings = SamplingSettings(k=3, temperature=temperature, top_p=top_p, max_new_tokens=6)
+        for group in sample(PROMPTS[:3], settings):
+            for ids, logprob in zip(group.completion_ids, group.sampler_logprobs, strict=True):
+                expected = 0.0
+                for t, token in enumerate(ids):
+                    probs = torch.softmax(step_logits(tiny_model, [*group.prompt_ids, *ids[:t]]) / temperature, -1)
+                    ranked = sorted(range(len(probs)), key=lambda v: -probs[v])
+                    mass = list(itertools.accumulate(probs[v].item() for v in ranked))
+                    size = next(n + 1 for n, total in enumerate(mass) if total >= top_p)
+                    assert token in ranked[:size]
+                    expected += math.log(probs[token] / mass[size - 1])
+                assert logprob == pytest.approx(expected, abs=1e-4)
+
+    def test_draws_are_as_frequent_as_the_model_says(self, tiny_tokenizer):
+        """Both tokens of 4,000 completions over a vocabulary of 5, against all 25 probabilities."""
+        torch.manual_seed(0)
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=5, initializer_range=0.1, eos_token_id=None, **shape)).eval()
+        settings = SamplingSettings(k=4000, temperature=0.7, max_new_tokens=2, seed=1)
+        (group,) = TransformersSampler(model, tiny_tokenizer, batch_size=4000).sample(["!#"], settings)
+        assert group.prompt_ids == (0, 2)  # the first characters of the byte alphabet
+        first = torch.softmax(step_logits(model, [0, 2]) / 0.7, -1)
+        second = torch.stack([torch.softmax(step_logits(model, [0, 2, v]) / 0.7, -1) for v in range(5)])
+        expected = 4000 * (first[:, None] * second).flatten()
+        counts = torch.zeros(25, dtype=torch.float64)
+        for a, b in group.completion_ids:
+            counts[5 * a + b] += 1
+        assert expected.min() > 5
+        assert expected.max() > 3 * expected.min()
+        # chi-square with 24 degrees of freedom: P(> 51.2) = 0.001
+        assert ((counts - expected) ** 2 / expected).sum() < 51.2
+
+
+# What a model's generation_config.json may hold; each of these alone would change what is drawn.
+OWN = {
+    "do_sample": True,
+    "temperature": 0.1,
+    "top_k": 1,
+    "top_p": 0.2,
+    "min_new_tokens": 9,
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(60, 90)),
+    "max_length": 3,
+    "num_beams": 2,
+}
+
+
+class TestTheModelsOwnSettings:
+    def test_they_change_nothing_and_come_back(self, tiny_model, sample):
+        ends = [tiny_model.generation_config.eos_token_id, *range(70, 110)]  # so that min_new_tokens would matter
+        tiny_model.generation_config = GenerationConfig(eos_token_id=ends)
+        plain = sample()
+        assert "stop" in plain[0].provenance["finish"] + plain[1].provenance["finish"]
+        own = GenerationConfig(eos_token_id=ends, **OWN)
+        tiny_model.generation_config = own
+        assert sample() == plain
+        assert tiny_model.generation_config is own
+        assert own.repetition_penalty == 5.0
+
+    def test_settings_and_mode_come_back_when_generate_raises(self, tiny_model, sample):
+        own = tiny_model.generation_config
+        tiny_model.train()
+
+        def fail(module, args):
+            raise RuntimeError("out of memory")
+
+        hook = tiny_model.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            sample()
+        hook.remove()
+        assert tiny_model.generation_config is own
+        assert tiny_model.training
+
+    def test_dropout_is_off_while_sampling_and_the_mode_comes_back(self, tiny_model, sample):
+        plain = sample()
+        for layer in tiny_model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        tiny_model.train()
+        assert sample() == plain
+        assert tiny_model.training
+
+
+class TestEnds:
+    def test_an_end_stands_once_and_last(self, tiny_model, tiny_tokenizer, sample):
+        ends = {tiny_tokenizer.eos_token_id, *range(70, 110)}
+        tiny_model.generation_config.eos_token_id = sorted(ends - {tiny_tokenizer.eos_token_id})
+        reasons = set()
+        for group in sample(settings=SamplingSettings(k=32, max_new_tokens=3)):
+            for ids, finish in zip(group.completion_ids, group.provenance["finish"], strict=True):
+                assert not ends & set(ids[:-1])
+                assert finish == ("stop" if ids[-1] in ends else "length")
+                assert len(ids) == 3 if finish == "length" else len(ids) <= 3
+                reasons.add((finish, len(ids) == 3))
+        assert reasons == {("stop", True), ("stop", False), ("length", True)}  # an end may be the last token allowed
+
+    def test_the_tokenizers_end_counts_beside_the_models(self, tiny_model, tiny_tokenizer, sample):
+        tiny_model.generation_config.eos_token_id = 70
+        end = tiny_tokenizer.eos_token_id
+        biased(tiny_model, **{f"t{end}": 50.0})
+        for group in sample():
+            assert group.completion_ids == ((end,),) * 4
+            assert group.completions == ("",) * 4
+            assert group.provenance["finish"] == ["stop"] * 4
+
+    def test_a_padding_token_that_is_drawn_ends_nothing(self, tiny_model, tiny_tokenizer, sample):
+        biased(tiny_model, **{f"t{tiny_tokenizer.pad_token_id}": 50.0})
+        for group in sample():
+            assert group.completion_ids == ((tiny_tokenizer.pad_token_id,) * 10,) * 4
+            assert group.provenance["finish"] == ["length"] * 4
+
+    def test_without_a_padding_token_an_end_fills_the_places(self, tiny_model, tiny_tokenizer):
+        tiny_model.generation_config.eos_token_id = list(range(70, 110))
+        bare = copy.deepcopy(tiny_tokenizer)
+        bare.pad_token = None
+        with_pad, without = (
+            TransformersSampler(tiny_model, t).sample(PROMPTS, SETTINGS) for t in (tiny_tokenizer, bare)
+        )
+        assert ids_of(without) == ids_of(with_pad)
+        assert [g.completions for g in without] == [g.completions for g in with_pad]
+
+    def test_without_any_end_it_is_refused(self, tiny_model, tiny_tokenizer):
+        tiny_model.generation_config.eos_token_id = None
+        bare = copy.deepcopy(tiny_tokenizer)
+        bare.eos_token = None
+        with pytest.raises(ModelError, match=r"no end-of-sequence token.*set `eos_token`"):
+            TransformersSampler(tiny_model, bare)
+
+
+class TestGroups:
+    def test_the_text_has_no_special_tokens_but_the_ids_keep_them(self, tiny_model, tiny_tokenizer, sample):
+        h, start = (tiny_tokenizer.convert_tokens_to_ids(token) for token in ("h", "<|im_start|>"))
+        end = tiny_tokenizer.eos_token_id
+        biased(tiny_model, **{f"t{h}": 51.0, f"t{start}": 50.0, f"t{end}": 50.0})  # nothing else is ever drawn
+        seen = set()
+        for group in sample(settings=SamplingSettings(k=16, max_new_tokens=10)):
+            for ids, text in zip(group.completion_ids, group.completions, strict=True):
+                assert text == "h" * ids.count(h)
+                seen |= set(ids)
+        assert seen == {h, start, end}
+
+    def test_they_come_in_order_with_their_provenance(self, tiny_model, tiny_tokenizer):
+        reports = []
+        sampler = TransformersSampler(tiny_model, tiny_tokenizer, batch_size=5, name="tiny", report=reports.append)
+        sources = [f"prompts.jsonl:{i}" for i in range(len(PROMPTS))]
+        groups = sampler.sample(PROMPTS, SETTINGS, sources)
+        assert [group.prompt for group in groups] == PROMPTS
+        assert groups[1].prompt_ids == tuple(tiny_tokenizer("x")["input_ids"])
+        assert [group.provenance["source"] for group in groups] == sources
+        assert reports == [5, 5, 5, 5, 4]  # 6 prompts, 4 completions each
+        assert groups[0].provenance["sampler"] == {
+            "model": "tiny", "dtype": "torch.float32",
+            "k": 4, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 10, "seed": 5,
+        }  # fmt: skip
+
+    def test_prompts_of_like_length_share_a_batch(self, tiny_model, sample, monkeypatch):
+        widths, generate = [], tiny_model.generate
+        monkeypatch.setattr(
+            tiny_model, "generate", lambda **kwargs: widths.append(kwargs["input_ids"].shape[1]) or generate(**kwargs)
+        )
+        sample(["a" * 30, "b", "c" * 29, "d" * 2], SamplingSettings(k=2, max_new_tokens=1), batch_size=4)
+        assert widths == [2, 30]
+
+    def test_no_prompts_give_no_groups(self, sample):
+        assert sample([]) == []
+
+    def test_a_prompt_without_a_token_is_named(self, sample):
+        with pytest.raises(DataError, match=r"^prompt 2: the prompt has no token; expected at least one"):
+            sample(["a", ""])
+        with pytest.raises(DataError, match=r"^rows\.jsonl:7: the prompt has no token"):
+            sample([""], sources=["rows.jsonl:7"])
+
+    def test_a_prompt_that_leaves_no_room_is_named(self, sample):
+        with pytest.raises(DataError) as caught:
+            sample(["a", "b" * 503], sources=["rows.jsonl:6", "rows.jsonl:7"])
+        message = str(caught.value)  # 503 + 10 > 512
+        assert message.startswith(f"rows.jsonl:7: the prompt has 503 tokens ({'b' * 40!r}): with max_new_tokens 10")
+        assert message.endswith("context of 512; shorten the prompt or lower sample.max_new_tokens")
+
+    def test_a_prompt_that_just_fits_is_taken(self, sample):
+        (group,) = sample(["b" * 502])
+        assert len(group.prompt_ids) == 502
+
+    def test_weights_that_are_not_finite_are_told(self, tiny_model, sample):
+        tiny_model.model.norm.weight.data[3] = math.nan
+        with pytest.raises(ModelError, match="logits hold NaN or infinity"):
+            sample()
+
+
+def choose(logits, uniforms, *, temperature=1.0, top_p=1.0):
+    """Tokens and log-probs that one distribution gives at several uniform numbers."""
+    rows = torch.tensor([logits]).repeat(len(uniforms), 1)
+    choice = SeededChoice(torch.tensor(uniforms, dtype=torch.float64)[:, None], temperature=temperature, top_p=top_p)
+    scores = choice(torch.zeros(len(uniforms), 1, dtype=torch.long), rows)
+    assert scores.isfinite().sum(1).tolist() == [1] * len(uniforms)
+    return scores.argmax(1).tolist(), choice.logprobs[0].tolist()
+
+
+class TestSeededChoice:
+    def test_it_inverts_the_cumulative_distribution(self):
+        logits = [math.log(p) for p in (0.5, 0.25, 0.25)]
+        tokens, logprobs = choose(logits, [0.0, 0.49, 0.51, 0.74, 0.76, ONE_DOWN])
+        assert tokens == [0, 0, 1, 1, 2, 2]
+        assert logprobs == pytest.approx([math.log(p) for p in (0.5, 0.5, 0.25, 0.25, 0.25, 0.25)], abs=1e-6)
+
+    def test_a_temperature_sharpens(self):
+        # weights (4, 1) at T = 1/2: (16, 1) / 17
+        tokens, logprobs = choose([math.log(4), 0.0], [0.94, 0.942], temperature=0.5)
+        assert tokens == [0, 1]  # 16/17 = 0.9412
+        assert logprobs == pytest.approx([math.log(16 / 17), math.log(1 / 17)], abs=1e-6)
+
+    def test_a_nucleus_is_renormalised(self):
+        # 0.5 is below 0.6, so that the nucleus is the first two: (5/8, 3/8)
+        logits = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]
+        tokens, logprobs = choose(logits, [0.0, 0.62, 0.63, ONE_DOWN], top_p=0.6)
+        assert tokens == [0, 0, 1, 1]
+        assert logprobs == pytest.approx([math.log(p) for p in (0.625, 0.625, 0.375, 0.375)], abs=1e-6)
+
+    def test_a_token_without_probability_is_never_drawn(self):
+        none = -math.inf
+        assert choose([none, 0.0, none, 0.0, none], [0.0, 0.5, ONE_DOWN])[0] == [1, 3, 3]
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_nor_when_the_sum_of_a_large_vocabulary_is_not_one(self, seed):
+        # float32 log-probs of 50,000 tokens sum to 1 - 1e-6 or 1 + 1e-6, never quite to 1
+        generator = torch.Generator().manual_seed(seed)
+        logits = 3 * torch.randn(50_000, generator=generator)
+        logits[:100] = logits[40_000:] = -math.inf
+        tokens, logprobs = choose(logits.tolist(), [0.0, ONE_DOWN])
+        assert tokens == [100, 39_999]
+        assert all(math.isfinite(value) for value in logprobs)
+
+    def test_each_step_and_each_row_has_its_own_number(self):
+        choice = SeededChoice(torch.tensor([[0.1, 0.9], [0.9, 0.1]], dtype=torch.float64), temperature=1.0, top_p=1.0)
+        tokens = [choice(torch.zeros(2, 1), torch.zeros(2, 2)).argmax(1).tolist() for _ in range(2)]
+        assert tokens == [[0, 1], [1, 0]]

@@ -1,0 +1,318 @@
+"""The command line: its options are frozen, help comes at once, and bad input ends with one message and exit code 2."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from exoalign import cli
+from exoalign._version import __version__
+from exoalign.store import RunFolder
+
+COMMANDS = ["run", "align"]
+
+
+# What the command line offers: change it here too, and in the changelog, when it changes
+
+
+def test_the_options_of_every_command_are_these():
+    group = typer.main.get_command(cli.app)
+    offered = {
+        name: [
+            (" ".join(p.opts) if p.param_type_name == "option" else p.name, p.required, p.default)
+            for p in command.params
+            if p.name != "help"
+        ]
+        for name, command in group.commands.items()
+    }
+    assert [p.opts for p in group.params if p.name != "help"] == [["--version"]]
+    assert offered == {
+        "run": [
+            ("recipe", True, None),
+            ("overrides", False, None),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
+        "align": [
+            ("--model", True, None),
+            ("--data", True, None),
+            ("--out", True, None),
+            ("--objective", False, "exo_pref"),
+            ("--eval-data", False, None),
+            ("--limit", False, None),
+            ("--eval-limit", False, None),
+            ("overrides", False, None),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
+    }
+
+
+def python(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *[[command, "--help"] for command in COMMANDS]])
+def test_help_exits_with_0_and_loads_no_torch(arguments):
+    done = python("-X", "importtime", "-m", "exoalign", *arguments)
+    assert done.returncode == 0
+    assert done.stdout.startswith(("Usage: ", f"exoalign {__version__}"))
+    loaded = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "exoalign.cli" in loaded
+    assert not {"torch", "transformers", "numpy", "pyarrow"} & loaded
+
+
+def test_every_command_has_a_line_in_the_help():
+    text = python("-m", "exoalign", "--help").stdout
+    assert all(re.search(rf"^\W*{command} +[A-Z]", text, re.MULTILINE) for command in COMMANDS)
+
+
+# Bad input
+
+
+PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
+SCORED = {"prompt": "Hi", "completions": ["a", "b", "c"], "rewards": [0, 1, 2]}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, tiny_folder):
+    """The working directory, with files of rows and a recipe for each way of running."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, *rows) -> None:
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        (tmp_path / name).write_bytes(b"\n".join(lines))
+
+    write("pairs.jsonl", PAIR, PAIR)
+    write("prompts.jsonl", {"prompt": "One"}, {"prompt": "Two"})
+    write("empty.jsonl")
+    write("broken.jsonl", PAIR, b'{"prompt": "Hi", "cho')
+    write("no_prompt.jsonl", {"prompt": "One"}, {"text": "Hi"})
+    write("no_prompt_pair.jsonl", PAIR, {"chosen": "a", "rejected": "b"})
+    write("long.jsonl", PAIR, {**PAIR, "prompt": "x" * 600})
+    write("single.jsonl", SCORED, {**SCORED, "completions": ["a"], "rewards": [1]})
+    write("three.jsonl", SCORED)
+    write("uneven.jsonl", SCORED, {**SCORED, "rewards": [0, 1]})
+    write("nan.jsonl", SCORED, b'{"prompt": "Hi", "completions": ["a", "b"], "rewards": [NaN, 1]}')
+    model = f"model:\n  path: {tiny_folder}\n"
+    (tmp_path / "data.yaml").write_text(
+        f"out: out\n{model}data:\n  train: pairs.jsonl\nalign:\n  objective: exo_pref\n"
+    )
+    (tmp_path / "prompts.yaml").write_text(
+        f"out: out\n{model}prompts:\n  train: prompts.jsonl\n  evaluation: prompts.jsonl\n"
+        "reward:\n  function: length\nsample:\n  k: 2\n  max_new_tokens: 4\n"
+    )
+    (tmp_path / "typo.yaml").write_text(f"{model}data:\n  train: pairs.jsonl\nalign:\n  beta_R: 0.5\n")
+    return tmp_path
+
+
+@pytest.fixture
+def exoalign(monkeypatch, capsys):
+    """Runs the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["exoalign", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+ALIGN = "align --model MODEL --out out --data"
+BAD = {
+    "missing recipe": ("run promts.yaml", "recipe promts.yaml does not exist; did you mean prompts.yaml?"),
+    "unknown key": ("run typo.yaml", "typo.yaml:6: unknown key `align.beta_R`; did you mean `beta_r`?"),
+    "wrong type": (
+        "run data.yaml align.beta_r=high",
+        "override 'align.beta_r=high': `align.beta_r` is 'high'; input should be a valid number",
+    ),
+    "no setting": ("run data.yaml align.beta_r", "override 'align.beta_r': expected section.key=value, "),
+    "unknown objective": (
+        "run data.yaml align.objective=exo_prf",
+        "override 'align.objective=exo_prf': `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw' or"
+        " 'dpo_pref'; did you mean exo_pref?",
+    ),
+    "unknown objective as option": (
+        f"{ALIGN} pairs.jsonl --objective exo_prf",
+        "--objective: `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw' or 'dpo_pref'; did you mean",
+    ),
+    "missing file": (f"{ALIGN} pears.jsonl", "--data: `data.train`: file pears.jsonl does not exist (looked for"),
+    "missing file in a recipe": (
+        "run prompts.yaml prompts.evaluation=promts.jsonl",
+        "override 'prompts.evaluation=promts.jsonl': `prompts.evaluation`: file promts.jsonl does not exist (looked for"
+        " promts.jsonl); did you mean prompts.jsonl?",
+    ),
+    "wrong limit": (f"{ALIGN} pairs.jsonl --limit 0", "--limit: `data.limit` is 0; input should be greater than or"),
+    "missing model": ("run data.yaml model.path=./nowhere", "model ./nowhere: no such folder; expected a folder with"),
+    "empty model folder": (
+        "run data.yaml model.path=./hollow",
+        "model ./hollow: no config.json in the folder; expected",
+    ),
+    "unknown trainer key": (
+        "run data.yaml align.trainer.warmup_step=1",
+        "align.trainer.warmup_step is no argument of the",
+    ),
+    "unknown reward": (
+        "run prompts.yaml reward.function=lenght",
+        "reward.function is 'lenght'; shipped are sentiment, length; did you mean length?",
+    ),
+    "empty file": (f"{ALIGN} empty.jsonl", "empty.jsonl: no rows; expected one JSON object on each line"),
+    "empty prompts": ("run prompts.yaml prompts.train=empty.jsonl", "empty.jsonl: no rows; expected one JSON object"),
+    "no JSON": (f"{ALIGN} broken.jsonl", "broken.jsonl:2: not JSON at column "),
+    "no prompt": (
+        "run prompts.yaml prompts.train=no_prompt.jsonl",
+        "no_prompt.jsonl:2: no `prompt`; found columns text",
+    ),
+    "no prompt in a pair": (f"{ALIGN} no_prompt_pair.jsonl", "no_prompt_pair.jsonl:2: no `prompt`, and `chosen` and"),
+    "bad held-out data": (f"{ALIGN} pairs.jsonl --eval-data broken.jsonl", "broken.jsonl:2: not JSON at column "),
+    "long pair": (
+        f"{ALIGN} long.jsonl",
+        "long.jsonl:2: prompt of 600 and completion of 7 tokens, but the model's context is 512",
+    ),
+    "long prompt": ("run prompts.yaml prompts.train=long.jsonl", "long.jsonl:2: the prompt has 600 tokens ('xxx"),
+    "no room for a completion": (
+        "run prompts.yaml sample.max_new_tokens=510",
+        "prompts.jsonl:1: the prompt has 3 tokens ('One'): with max_new_tokens 510 that is more than the model's context",
+    ),
+    "one completion": (
+        f"{ALIGN} single.jsonl --objective exo_rw",
+        "single.jsonl:2: found 1 completion(s), expected at",
+    ),
+    "K that differs": (
+        f"{ALIGN} uneven.jsonl --objective exo_rw",
+        "uneven.jsonl:2: 2 rewards for 3 completions; expected",
+    ),
+    "three without a winner": (
+        f"{ALIGN} three.jsonl",
+        "three.jsonl:1: the objective needs `winner`, which this group lacks",
+    ),
+    "pairs without rewards": (
+        f"{ALIGN} pairs.jsonl --objective exo_rw",
+        "pairs.jsonl:1: the objective needs `rewards`, which this group lacks; add it or use exo_pref or dpo_pref",
+    ),
+    "NaN": (f"{ALIGN} nan.jsonl --objective dpo_rw", "nan.jsonl:2: NaN is no number; expected finite values"),
+    "a folder of something else": (
+        f"{ALIGN} pairs.jsonl out=thesis",
+        "thesis is not empty and holds no run (thesis.tex, ",
+    ),
+    "a file as folder": (
+        f"{ALIGN} pairs.jsonl out=pairs.jsonl",
+        "pairs.jsonl is a file; choose another folder with out=",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_message_and_leaves_everything(case, place, exoalign, tiny_folder):
+    (place / "hollow").mkdir()
+    (place / "thesis").mkdir()
+    (place / "thesis" / "thesis.tex").write_text("...")
+    before = contents(place)
+    command, message = BAD[case]
+    code, out, err = exoalign(*command.replace("MODEL", str(tiny_folder)).split())
+    assert err.startswith(f"error: {message}")
+    assert (code, out, err.count("error:")) == (2, "", 1)
+    assert contents(place) == before
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("recipe", ["data.yaml", "prompts.yaml"])
+def test_the_folder_of_another_run_is_left_alone(recipe, place, exoalign):
+    with RunFolder("out", "theirs") as folder:
+        folder.stage("align", {"seed": 1}, lambda path: str((path / "model").write_text("weights")))
+    before = contents(place / "out")
+    code, out, err = exoalign("run", recipe)
+    assert (code, out) == (2, "")
+    assert "error: out holds the run 'theirs', not 'run'; choose another with out=..." in err
+    assert contents(place / "out") == before
+
+
+def test_a_stage_made_from_something_else_is_left_alone(place, exoalign):
+    with RunFolder("out", "run") as folder:
+        folder.stage("align", {"seed": 1}, lambda path: str((path / "model").write_text("weights")))
+    before = contents(place / "out" / "align")
+    code, out, err = exoalign("run", "data.yaml")
+    assert (code, out) == (2, "")
+    assert "error: out/align was made from something else:\n  seed was 1 and is 0\n" in err
+    assert contents(place / "out" / "align") == before
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return [0.5, float('nan')]", "returned nan at {}:1, completion 2 ("),
+        ("return [0.5]", "returned 1 values at {}:1 for 2 completions"),
+        ("raise ValueError('no such word')", "raised ValueError at {}:1 ('One'): no such word"),
+    ],
+)
+def test_a_reward_function_that_fails_stops_its_stage_and_keeps_the_samples(
+    body, message, place, exoalign, monkeypatch
+):
+    name = f"cli_reward_{abs(hash(body))}"
+    (place / f"{name}.py").write_text(f"def f(prompts, completions):\n    {body}\n")
+    monkeypatch.syspath_prepend(place)
+    code, out, err = exoalign("run", "prompts.yaml", f"reward.function={name}:f", "--quiet")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: reward function {name}:f {message.format('prompts.jsonl')}")
+    assert (place / "out" / "sample" / "manifest.json").is_file()
+    assert not (place / "out" / "reward").exists()
+
+
+def test_escape_codes_in_names_and_rows_are_inert(place, exoalign):
+    (place / "a\x1b[31m.jsonl").write_text(json.dumps({**PAIR, "\x1b[2Jkey": 1, "chosen": 5}))
+    _, _, err = exoalign("run", "data.yaml", "data.train=a\x1b[31m.jsonl")
+    assert "\x1b" not in err
+    (place / "row.jsonl").write_text(json.dumps({"\x1b[2Jkey": 1}))
+    _, _, err = exoalign("run", "data.yaml", "data.train=row.jsonl")
+    assert "row.jsonl:1: columns \\x1b[2Jkey; expected" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["align"], ["align", "--modle", "x"], ["run"], ["ruin"], ["--nothing"], ["run", "a.yaml", "--beta", "1"]],
+)
+def test_wrong_usage_exits_with_2(arguments, exoalign):
+    code, out, err = exoalign(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error" in err
+
+
+def test_without_a_command_the_help_is_shown(exoalign):
+    _, out, err = exoalign()
+    assert "Usage: " in out + err
+
+
+@pytest.mark.parametrize("case", ["unknown key", "no JSON", "long prompt"])
+def test_a_real_process_ends_the_same_way(case, place, tiny_folder):
+    before = contents(place)
+    command, message = BAD[case]
+    done = python("-m", "exoalign", *command.replace("MODEL", str(tiny_folder)).split(), cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {message}")
+    assert "Traceback" not in done.stderr
+    assert contents(place) == before
+
+
+def test_a_wrong_recipe_is_told_before_torch_is_loaded(place):
+    done = python("-X", "importtime", "-m", "exoalign", "run", "typo.yaml", cwd=place)
+    assert done.returncode == 2
+    assert "error: typo.yaml:6: unknown key" in done.stderr
+    assert not re.search(r"\| +(torch|transformers)$", done.stderr, re.MULTILINE)
