@@ -67,3 +67,4 @@ def test_the_tree_names_files_that_exist():
         folder = ROOT / "src" / "exoalign" if line.startswith("  ") else ROOT
         for name in re.split(r"\s{2,}", line.strip())[0].split():
             assert (folder / name).exists(), f"README names {name}, which does not exist"
+            folder = (folder / name).parent  # what follows on the line stands beside it

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from exoalign.errors import ExoalignError
     from exoalign.estimators import Interval, cluster_bootstrap, paired_difference
     from exoalign.groups import Group, GroupBatch, Message
-    from exoalign.logprobs.rows import compare_policies, completion_logprobs
+    from exoalign.logprobs.engine import compare_policies, completion_logprobs
     from exoalign.losses import OBJECTIVES, dpo_pref, dpo_rw, exo_pref, exo_rw
     from exoalign.models import load_model, load_tokenizer
     from exoalign.pipeline import run
@@ -36,7 +36,7 @@ _HOMES = {
     "errors": ["ExoalignError"],
     "estimators": ["Interval", "cluster_bootstrap", "paired_difference"],
     "groups": ["Group", "GroupBatch", "Message"],
-    "logprobs.rows": ["compare_policies", "completion_logprobs"],
+    "logprobs.engine": ["compare_policies", "completion_logprobs"],
     "losses": ["OBJECTIVES", "dpo_pref", "dpo_rw", "exo_pref", "exo_rw"],
     "models": ["load_model", "load_tokenizer"],
     "pipeline": ["run"],

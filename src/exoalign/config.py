@@ -71,8 +71,8 @@ class RewardSection(Section):
 class AlignSection(Section):
     """The objective and its optimisation.
 
-    `groups_per_pass` groups go through the model at once and `groups_per_step` make one optimizer step. With one group a
-    pass, policy and reference see tensors of the same shape, so that their rounding is the same; on a GPU more is faster.
+    `groups_per_pass` groups go through the model at once and `groups_per_step` make one optimizer step: memory grows with the
+    first, and the result depends on the second only.
     `trainer` holds any further argument of transformers' `TrainingArguments`.
     """
 

@@ -207,7 +207,7 @@ def _report(
     page = write_page(
         folder / "report" / "index.html",
         title=recipe.name,
-        recipe=recipe.model_dump(exclude_none=True),
+        recipe=recipe.model_dump(exclude_none=True, exclude=None if recipe.prompts else {"sample", "evaluate"}),
         metrics=metrics,
         history=history["steps"],
         warnings=warnings,

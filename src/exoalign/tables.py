@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from exoalign.progress import plain
 
 ROWS = [
     ("reward", "reward"),
-    ("kl", "KL, nats a completion"),
-    ("kl_exact", "KL, exact per step"),
+    ("kl", "KL, nats"),
+    ("kl_exact", "KL exact, nats"),
     ("length", "length, tokens"),
 ]
 
@@ -35,32 +36,33 @@ def result_tables(result: Mapping[str, Any], console: Console | None = None) -> 
 
 
 def _samples_table(metrics: Mapping[str, Any]) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"{metrics['prompts']} held-out prompts x {metrics['completions_per_prompt']} completions, 95% intervals",
-        title_justify="left",
-    )
+    count = f"{metrics['prompts']} held-out prompts x {metrics['completions_per_prompt']} completions"
+    table = Table(box=box.SIMPLE_HEAD, title=f"{count}, 95% intervals in brackets", title_justify="left")
     for column in ("", "base", "aligned", "difference"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for key, label in ROWS:
         cells = [interval(metrics.get(part, {}).get(key)) for part in ("base", "aligned", "difference")]
-        table.add_row(label, *cells)
+        table.add_row(label, *map(Text, cells))
     return table
 
 
 def _groups_table(metrics: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("", "groups", "loss before", "loss after", "accuracy, 95% interval"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for key, label in (("train", "training"), ("heldout", "held out")):
         part = metrics.get(key)
         if part:
             count = part.get("pairs", part.get("groups"))
             losses = f"{part['loss_before']:.4f}", f"{part['loss_after']:.4f}"
-            table.add_row(label, str(count), *losses, interval(part["accuracy"]))
+            table.add_row(label, str(count), *losses, Text(interval(part["accuracy"])))
     return table
 
 
 def interval(value: Mapping[str, float] | None) -> str:
-    """`0.59 (0.53 to 0.65)`, or nothing."""
-    return f"{value['mean']:.3g} ({value['low']:.3g} to {value['high']:.3g})" if value else ""
+    """`0.59 [0.53, 0.65]` with the decimals that the width of the interval deserves, or nothing."""
+    if not value:
+        return ""
+    width = value["high"] - value["low"]
+    places = min(max(1 - math.floor(math.log10(width)), 0), 6) if width > 0 else 2
+    return f"{value['mean']:.{places}f} [{value['low']:.{places}f}, {value['high']:.{places}f}]"

@@ -152,6 +152,7 @@ def test_it_learns_from_pairs(tiny_model, tiny_tokenizer, tmp_path, objective):
     trainer.train()
     losses = [s["loss"] for s in trainer.state.log_history if "loss" in s]
     assert losses[-1] < 0.5 * losses[0]
+    assert trainer.state.log_history[0]["accuracy"] == 0.5  # policy and reference are one: all ties
     assert trainer.state.log_history[-2]["accuracy"] == 1.0
 
 

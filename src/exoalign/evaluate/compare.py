@@ -9,7 +9,7 @@ from exoalign.data.collate import collate
 from exoalign.errors import DataError
 from exoalign.estimators import cluster_bootstrap, paired_difference
 from exoalign.groups import Group
-from exoalign.logprobs.rows import compare_policies
+from exoalign.logprobs.engine import compare_policies
 
 if TYPE_CHECKING:
     import torch

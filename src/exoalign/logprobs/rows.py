@@ -157,6 +157,8 @@ def _device(model: torch.nn.Module) -> torch.device:
 
 def _keeps_logits(model: torch.nn.Module) -> bool:
     inner = getattr(model, "module", model)  # DistributedDataParallel
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        raise ModelError(f"{type(inner).__name__} has an encoder and a decoder; expected a causal language model")
     names = inspect.signature(inner.forward).parameters
     if "logits_to_keep" not in names and "input_ids" not in names:
         raise ModelError(f"{type(inner).__name__} does not take input_ids; expected a causal language model")

@@ -38,7 +38,7 @@ CURVES = (
     Curve(
         "loss",
         "Loss",
-        "Mean loss of each optimizer step; it should fall, and flatten before training ends.",
+        "Mean loss of each optimizer step, each on other groups within an epoch: look for the trend.",
         "loss",
         (Series("loss", "loss", "aligned"),),
     ),

@@ -25,9 +25,9 @@ from exoalign.data.collate import collate
 from exoalign.data.tokenize import tokenize
 from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch, check_groups
-from exoalign.logprobs.rows import completion_logprobs
+from exoalign.logprobs.engine import completion_logprobs
 from exoalign.losses import OBJECTIVES, policy_log_probs, preference_target, reward_target
-from exoalign.models import load_model, load_tokenizer, without_dropout
+from exoalign.models import autocast, load_model, load_tokenizer, without_dropout
 from exoalign.train.arguments import ExoConfig
 from exoalign.train.diagnostics import Finding, refuse_lost_updates, step_metrics, target_findings
 from exoalign.train.reference import add_reference, check_agreement
@@ -153,7 +153,8 @@ class ExoTrainer(Trainer):
         batch = GroupBatch(**inputs)
         if batch.reference_logprobs is None:
             raise TrainingError("the groups have no reference log-probs; call train() or prepare_reference() first")
-        logprobs = completion_logprobs(model, batch, temperature=self.args.temperature)
+        with autocast(batch.prompt_ids.device, bf16=self.args.bf16):
+            logprobs = completion_logprobs(model, batch, temperature=self.args.temperature)
         log_ratios = torch.where(batch.mask, logprobs - batch.reference_logprobs.to(logprobs.dtype), 0.0)
         losses = self.args.loss(log_ratios, batch)
         if not bool(torch.isfinite(losses).all()):

@@ -47,7 +47,7 @@ def step_metrics(
     Returns:
         policy_ess, target_ess (between 1 and K), policy_entropy, target_entropy (nats), best_log_ratio, worst_log_ratio
         (nats, of the completions with most and least reward), and with rewards policy_reward = E_q[r], target_reward =
-        E_p[r], no_spread; with a winner accuracy (1 where the winner's log-ratio is the larger).
+        E_p[r], no_spread; with a winner accuracy (1 where the winner's log-ratio is the larger, a tie counts half).
     """
     q, p = log_q.exp() * mask, log_p.exp() * mask
     metrics = {
@@ -69,7 +69,7 @@ def step_metrics(
     at_best = log_ratios.gather(1, best[:, None]).squeeze(1)
     at_worst = log_ratios.gather(1, worst[:, None]).squeeze(1)
     if rewards is None:
-        metrics["accuracy"] = (at_best > at_worst).sum()
+        metrics["accuracy"] = ((at_best > at_worst) + 0.5 * (at_best == at_worst)).sum()
     return {**metrics, "best_log_ratio": at_best.sum(), "worst_log_ratio": at_worst.sum()}
 
 

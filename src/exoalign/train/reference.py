@@ -12,7 +12,7 @@ import torch
 from exoalign.data.collate import collate
 from exoalign.errors import TrainingError
 from exoalign.groups import Group
-from exoalign.logprobs.rows import completion_logprobs
+from exoalign.logprobs.engine import completion_logprobs
 from exoalign.models import autocast, fingerprint
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}

@@ -1,0 +1,176 @@
+"""Attention over a packed row (see `pack`): each completion sees its group's prompt and itself, and nothing else is computed.
+
+Registered with transformers as `exoalign`. Without a `layout` among the forward arguments it attends as `sdpa` does, or as
+`eager` where scores are capped or share the softmax with a sink, so that a model set to it generates and evaluates as ever.
+With one, a group's prompt is one causal call and its completions, padded to the longest, one batched call against the prompt's
+keys and their own.
+
+Shape legend: H heads, G key-value heads, N packed tokens, D head size, C completions, P prompt tokens, L longest completion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from exoalign.logprobs.pack import Layout, Span
+
+NAME = "exoalign"
+
+
+def shared_prefix_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [1, H, N, D]; key, value [1, G, N, D] -> [1, N, H, D].
+
+    Args:
+        scaling: of the scores; 1 / sqrt(D) when None.
+        layout: of the packed row.
+        sliding_window: tokens at this distance and beyond are not seen.
+        softcap: scores s become softcap * tanh(s / softcap).
+        s_aux: [H] attention sinks: a score that takes part in the softmax and adds no value.
+        dropout: the share of attention weights that is dropped.
+
+    Raises:
+        NotImplementedError: if there is a layout and the model hands over a tensor that has no meaning here, such as a bias.
+    """
+    plain = softcap is None and s_aux is None
+    if layout is None and plain:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    attend = _sdpa if plain else _written_out
+    extra: dict[str, Any] = {"scaling": scaling, "dropout": dropout}
+    extra |= {} if plain else {"softcap": softcap, "sinks": s_aux}
+    if layout is None:
+        return attend(query, key, value, attention_mask, **extra).transpose(1, 2).contiguous(), None
+    unknown = [name for name, x in kwargs.items() if isinstance(x, Tensor) and name != "position_ids"]
+    if unknown:
+        raise NotImplementedError(f"attention with {', '.join(unknown)} cannot share a prompt")
+    parts = []
+    for number, span in enumerate(layout.spans):
+        block = _block_of(layout, number, sliding_window, query.device)
+        q, k, v = (x[:, :, span.start : span.end] for x in (query, key, value))
+        parts.append(attend(q, k, v, block.prompt_mask, **extra))
+        if not span.completions:
+            continue
+        q, own_k, own_v = (x[0][:, block.index].transpose(0, 1) for x in (query, key, value))  # [C, H, L, D]
+        c = len(block.index)
+        keys = torch.cat([k.expand(c, -1, -1, -1), own_k], 2)
+        values = torch.cat([v.expand(c, -1, -1, -1), own_v], 2)
+        out = attend(q, keys, values, block.mask, **extra)
+        parts.append(out.transpose(0, 1).flatten(1, 2)[:, block.real][None])  # [1, H, tokens, D]
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _sdpa(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
+) -> Tensor:
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """The formula itself, for scores that are capped or that share the softmax with a sink; causal without a mask."""
+    repeat = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    scores = (query @ key.transpose(2, 3)) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None and query.shape[2] > 1:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:  # the lowest number, so that a query that sees nothing is no NaN
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    wide = scores.dtype if scores.dtype == torch.float64 else torch.float32
+    if sinks is None:
+        weights = torch.softmax(scores, -1, dtype=wide)
+    else:
+        sink = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
+        weights = torch.softmax(torch.cat([scores, sink], -1), -1, dtype=wide)[..., :-1]
+    return torch.dropout(weights.to(value.dtype), dropout, dropout > 0) @ value
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the attention of one group needs, for one window.
+
+    `prompt_mask` [P, P], None where it is plainly causal; `index` [C, L] of the completions' tokens in the row; `mask`
+    [C, 1, L, P + L] of what they see; `real` [tokens], where they stand in the flattened [C * L].
+    """
+
+    prompt_mask: Tensor | None
+    index: Tensor
+    mask: Tensor
+    real: Tensor
+
+
+def visible(query_position: Tensor, key_position: Tensor, window: int | None) -> Tensor:
+    """Whether a token at one position sees one of its own sequence at another: causal, and within the window."""
+    seen = key_position <= query_position
+    return seen if window is None else seen & (key_position > query_position - window)
+
+
+def _block_of(layout: Layout, number: int, window: int | None, device: torch.device) -> Block:
+    """The block of a group, made once a pass for all layers with this window."""
+    if (number, window) not in layout.blocks:
+        layout.blocks[number, window] = _block(layout.spans[number], window, device)
+    return layout.blocks[number, window]
+
+
+def _block(span: Span, window: int | None, device: torch.device) -> Block:
+    p = span.end - span.start
+    prompt = torch.arange(p)
+    prompt_mask = None if window is None or window >= p else visible(prompt[:, None], prompt, window).to(device)
+    lengths = torch.tensor([e - s for s, e in span.completions], dtype=torch.long)
+    starts = torch.tensor([s for s, _ in span.completions], dtype=torch.long)
+    step = torch.arange(int(lengths.max()) if len(lengths) else 0)
+    real = step < lengths[:, None]
+    position = p + step
+    seen = visible(position[:, None], torch.cat([prompt, position]), window)  # [L, P + L]
+    return Block(
+        prompt_mask,
+        index=torch.where(real, starts[:, None] + step, starts[:, None]).to(device),
+        mask=seen.to(device)[None, None].expand(len(lengths), 1, -1, -1),
+        real=real.flatten().nonzero().squeeze(1).to(device),
+    )
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

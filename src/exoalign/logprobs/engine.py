@@ -1,0 +1,214 @@
+"""Chooses how log-probs of completions are computed: the shared prefix where the model takes it, else padded rows.
+
+The choice is made once for each model by trying both on a few tokens; a model on which they differ gets rows, and one line in
+the log says why. Numbers are the same either way, only speed and memory differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from exoalign.errors import ModelError
+from exoalign.groups import GroupBatch
+from exoalign.logprobs import attention, rows
+from exoalign.logprobs.head import Head, head_of, token_kl, token_logprobs
+from exoalign.logprobs.pack import Pack, pack
+
+logger = logging.getLogger(__name__)
+
+PROBE_TOLERANCE = 1e-3
+"""Largest difference in nats between both ways on the probe's completions of 3 tokens, computed in float32 at least."""
+
+_verdicts: weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
+
+
+def shares_prefix(model: torch.nn.Module) -> bool:
+    """Whether the model computes a prompt once for all its completions; decided on the first call, and again after a change."""
+    known = _verdicts.get(model)
+    if known is None or known[0] != _state(model):
+        reason = _examine(model)
+        known = _verdicts[model] = _state(model), reason
+        if reason:
+            logger.warning("log-probs go by padded rows, correct but slower: %s", reason)
+    return not known[1]
+
+
+def completion_logprobs(model: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0) -> Tensor:
+    """log pi(y_k|x) of whole completions: see `rows.completion_logprobs`, whose fast twin this is.
+
+    Returns:
+        [B, K] in nats, differentiable; 0 where a completion is absent.
+    """
+    if not shares_prefix(model):
+        return rows.completion_logprobs(model, batch, temperature=temperature)
+    return _shared(model, pack(batch).to(_device(model)), batch.shape, temperature)
+
+
+def _shared(model: torch.nn.Module, packed: Pack, shape: tuple[int, int], temperature: float) -> Tensor:
+    b, k = shape
+    hidden, head = _hidden(model, packed)
+    tokens = token_logprobs(hidden, head, packed.targets, temperature=temperature)
+    return tokens.new_zeros(b * k).index_add(0, packed.owner, tokens).view(b, k)
+
+
+@torch.no_grad()
+def compare_policies(
+    policy: torch.nn.Module, reference: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-ratio and exact per-step KL of each completion: see `rows.compare_policies`, whose fast twin this is."""
+    if not (shares_prefix(policy) and shares_prefix(reference)):
+        return rows.compare_policies(policy, reference, batch, temperature=temperature)
+    b, k = batch.shape
+    packed = pack(batch).to(_device(policy))
+    hidden, head = _hidden(policy, packed)
+    other_hidden, other_head = _hidden(reference, packed)
+    ratio = token_logprobs(hidden, head, packed.targets, temperature=temperature) - token_logprobs(
+        other_hidden, other_head, packed.targets, temperature=temperature
+    )
+    kl = token_kl(hidden, head, other_hidden, other_head, temperature=temperature)
+    sums = [
+        torch.zeros(b * k, dtype=torch.float64).index_add(0, packed.owner.cpu(), x.double().cpu()) for x in (ratio, kl)
+    ]
+    return sums[0].view(b, k), sums[1].view(b, k)
+
+
+def _state(model: Any) -> object:
+    """What a verdict holds for: sharding changes the class in place, and anyone may set another attention or type."""
+    if not isinstance(model, PreTrainedModel):
+        return type(model)
+    return type(model), type(model.get_output_embeddings()), model.dtype, model.config._attn_implementation
+
+
+@torch.no_grad()
+def _examine(model: Any) -> str:
+    """Why the model cannot share prompts, or nothing where it can: tried on two small groups. One that can is set to it."""
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):  # DistributedDataParallel, whose forward must run, or an adapter
+        return f"{name} wraps a model or is none of transformers"
+    if not model._can_set_attn_implementation():
+        return f"the attention of {name} does not follow the interface of transformers"
+    if head_of(model) is None:
+        return f"the head of {name} is no plain linear layer"
+    before = _implementations(model)
+    batch = _probe(model)
+    packed = pack(batch).to(_device(model))
+    difference = float("nan")
+    try:
+        with _exactly(model):
+            model.set_attn_implementation({key: _oracle(value) for key, value in before.items()})
+            slow = rows.completion_logprobs(model, batch)
+            model.set_attn_implementation(attention.NAME)
+            difference = float((_shared(model, packed, batch.shape, 1.0) - slow).abs().max())
+        reason = _unseen(model, packed)
+    except ModelError:  # rows cannot do it either
+        model.set_attn_implementation(before)
+        raise
+    except Exception as error:  # an architecture may refuse in any way it likes
+        first = next(iter(str(error).splitlines()), "")
+        reason = f"{name} does not take a packed row ({type(error).__name__}: {first})"
+    else:
+        if not reason and not difference <= PROBE_TOLERANCE:
+            reason = f"{name} gives other log-probs for a packed row (by {difference:.2g} nats)"
+    if reason:
+        model.set_attn_implementation(before)
+    return reason
+
+
+def _unseen(model: Any, packed: Pack) -> str:
+    """What a probe of a few tokens cannot show: a layer that looks back some other way than our attention was told."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) or None
+    if kinds - {"full_attention", "sliding_attention"}:
+        return f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}"
+    expected = {window if kind == "sliding_attention" else None for kind in kinds} or {window}
+    told = {window for _, window in packed.layout.blocks}
+    if not told:
+        return f"{type(model).__name__} keeps the layout from its attention"
+    if told != expected:
+        return f"{type(model).__name__} is set to windows of {expected}, and its attention is told of {told}"
+    return ""
+
+
+def _implementations(model: Any) -> dict[str, str]:
+    """The attention of the model and of its parts, as set_attn_implementation takes it."""
+    parts = {name: getattr(model.config, name, None) for name in model.config.sub_configs}
+    set_so = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    return {"": model.config._attn_implementation, **set_so}
+
+
+def _oracle(implementation: str) -> str:
+    """The attention to compare with: kernels that have no float32 stand aside."""
+    return "sdpa" if any(part in implementation for part in ("flash", "flex", "/", "|")) else implementation
+
+
+@contextlib.contextmanager
+def _exactly(model: Any) -> Iterator[None]:
+    """In eval mode and in float32 at least, so that a mistake is told from rounding; leaves the model as it was.
+
+    Narrow weights are widened module by module, each while it runs.
+    """
+    training = {module: module.training for module in model.modules()}
+    weights = {module: dict(module._parameters) for module in training}
+    precision = torch.backends.cuda.matmul.fp32_precision
+
+    def widen(module: torch.nn.Module, args: object) -> None:
+        for name, weight in weights[module].items():
+            if weight is not None and weight.dtype in (torch.bfloat16, torch.float16):
+                module._parameters[name] = torch.nn.Parameter(weight.float(), requires_grad=False)
+
+    def restore(module: torch.nn.Module, *args: object) -> None:
+        module._parameters.update(weights[module])
+
+    hooks = [module.register_forward_pre_hook(widen) for module in training]
+    hooks += [module.register_forward_hook(restore) for module in training]
+    try:
+        model.eval()
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        with torch.autocast(_device(model).type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = precision
+        for hook in hooks:
+            hook.remove()
+        for module, flag in training.items():
+            module.training = flag
+            restore(module)
+
+
+def _probe(model: Any) -> GroupBatch:
+    """Two small groups of arbitrary tokens; prompts of one length, so that no row needs padding before it."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = torch.randint(vocabulary, (2 * 5 + 2 * 3 * 3,), generator=torch.Generator().manual_seed(0))
+    return GroupBatch(
+        prompt_ids=ids[:10].view(2, 5),
+        prompt_lengths=torch.tensor([5, 5]),
+        completion_ids=ids[10:].view(2, 3, 3),
+        completion_lengths=torch.tensor([[3, 2, 1], [3, 3, 0]]),
+    )
+
+
+def _hidden(model: Any, packed: Pack) -> tuple[Tensor, Head]:
+    """Hidden states that predict the completion tokens [M, E], and the head."""
+    head = head_of(model)
+    assert head is not None
+    states = model.base_model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=packed.no_mask,
+        use_cache=False,
+        layout=packed.layout,
+    ).last_hidden_state
+    return states[0, packed.predictors], head
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
