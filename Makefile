@@ -64,4 +64,4 @@ test-all: check
 
 clean:
 	rm -rf .venv $(LOCK) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

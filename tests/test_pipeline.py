@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_pairs_run_and_report_held_out_accuracy(recipe, tmp_path):
     metrics = run(build_recipe(values), show=False)["metrics"]
     assert metrics["train"]["pairs"] == 4
     assert metrics["train"]["loss_after"] < metrics["train"]["loss_before"]
-    assert metrics["heldout"]["accuracy"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert metrics["heldout"]["accuracy"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "chance": 0.5}
     assert (tmp_path / "pairs" / "report" / "index.html").is_file()
 
 
@@ -168,6 +169,52 @@ def test_everything_is_checked_before_the_first_stage(recipe, tmp_path):
         with pytest.raises(kind, match=message):
             run(recipe(override), show=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_is_not_a_conversation_with_the_same_words(recipe, tmp_path):
+    run(recipe(), show=False)
+    rows = [{"prompt": [{"role": "user", "content": f"Film {i}:"}]} for i in range(4)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(StoreError, match=r"prompts\[0\]"):
+        run(recipe(), show=False)
+
+
+def test_a_stage_is_not_redone_under_what_was_made_from_it(recipe, tmp_path):
+    run(recipe(), show=False)
+    metrics = (tmp_path / "out" / "metrics.json").read_text()
+    shutil.rmtree(tmp_path / "out" / "align")
+    with pytest.raises(StoreError, match=r"evaluate was made from an older align; delete it too"):
+        run(recipe("align.beta_r=0.1"), show=False)
+    assert not (tmp_path / "out" / "align").exists()
+    assert (tmp_path / "out" / "metrics.json").read_text() == metrics
+
+
+def test_an_edited_reward_object_is_noticed(recipe, tmp_path, monkeypatch):
+    module = tmp_path / "rewards_of_mine.py"
+    code = "class R:\n    def __call__(self, prompts, texts):\n        return [{} * len(t) for t in texts]\n\nr = R()\n"
+    module.write_text(code.format("1"))
+    run(recipe("reward.function=rewards_of_mine:r"), show=False)
+    module.write_text(code.format("-1"))
+    monkeypatch.delitem(sys.modules, "rewards_of_mine")
+    with pytest.raises(StoreError, match=r"reward\.code was"):
+        run(recipe("reward.function=rewards_of_mine:r"), show=False)
+
+
+def test_the_groups_of_a_run_are_data_for_another(recipe, tmp_path):
+    """Ids are kept and checked; reference log-probs, which may be another model's, are computed anew."""
+    run(recipe("sample.temperature=0.8"), show=False)
+    values = {
+        "name": "again",
+        "out": "again",
+        "model": recipe().model.model_dump(),
+        "data": {"train": "out/align/groups.parquet", "evaluation": "out/align/groups.parquet"},
+        "align": {"learning_rate": 0.003, "groups_per_step": 2},
+    }
+    result = run(build_recipe(values), show=False)
+    assert any("sampled at temperature 0.8 and log-probs are taken at 1" in warning for warning in result["warnings"])
+    assert any("4 held-out groups are training groups too" in warning for warning in result["warnings"])
+    reference = read_table(tmp_path / "again" / "align" / "groups.parquet")[0].provenance["reference"]
+    assert reference["temperature"] == 1.0
 
 
 def test_held_out_prompts_that_were_trained_on_are_noted(recipe, tmp_path):

@@ -54,7 +54,7 @@ def test_the_demo_recipe_parses():
     recipe = load_recipe(RECIPES / "demo.yaml")
     assert recipe.model.path == "demo"
     assert recipe.prompts.train == str(RECIPES / "demo_train.jsonl")
-    assert recipe.align.learning_rate == 1e-5
+    assert recipe.align.learning_rate == 2e-5
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
@@ -228,9 +228,26 @@ def test_data_fits_every_objective(write, objective):
 def test_the_temperature_is_the_samplers_unless_it_is_set(write):
     sampled = write(GOOD + "sample:\n  temperature: 0.8\n")
     assert load_recipe(sampled).temperature == 0.8
-    assert load_recipe(sampled, ["align.temperature=0.9"]).temperature == 0.9
-    ready = write("model:\n  path: x\ndata:\n  train: train.jsonl\nsample:\n  temperature: 0.8\n")
+    with pytest.raises(ConfigError, match="would be no samples of the reference"):
+        load_recipe(sampled, ["align.temperature=0.9"])
+    ready = write("model:\n  path: x\ndata:\n  train: train.jsonl\n")
     assert load_recipe(ready).temperature == 1.0
+    assert load_recipe(ready, ["align.temperature=0.9"]).temperature == 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["align.objective=exo_pref", "align.beta_r=0.1"], "`beta_r` has no effect with exo_pref"),
+        (["align.epsilon=0.1"], "`epsilon` has no effect with exo_rw"),
+        (["sample.k=4"], "`sample` is read with `prompts` only"),
+        (["evaluate.k=4"], "`evaluate` is read with `prompts` only"),
+    ],
+)
+def test_settings_without_effect_are_refused(write, overrides, message):
+    ready = write("model:\n  path: x\ndata:\n  train: train.jsonl\n")
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(ready, overrides)
 
 
 # YAML that is no recipe

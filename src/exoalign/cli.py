@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,9 @@ def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:
         from exoalign.pipeline import run as run_recipe
 
         quiet_libraries()
+        handler = logging.NullHandler() if quiet else logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        logging.getLogger("exoalign").addHandler(handler)
         result = run_recipe(recipe, say=(lambda line: None) if quiet else _say, show=not quiet)
     except KeyboardInterrupt:
         _say("\ninterrupted: finished stages are kept; run the same command again to go on after them")

@@ -94,6 +94,9 @@ class AlignSection(Section):
                 "`epsilon` is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
                 " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
             )
+        unread = {"beta_r"} if self.objective.endswith("_pref") else {"epsilon"}
+        for name in sorted(unread & self.model_fields_set):
+            raise ValueError(f"`{name}` has no effect with {self.objective}; leave it out")
         if self.groups_per_step % self.groups_per_pass:
             raise ValueError(
                 f"`groups_per_step` ({self.groups_per_step}) is no multiple of `groups_per_pass` ({self.groups_per_pass})"
@@ -133,6 +136,15 @@ class Recipe(Section):
                     f"`align.objective` is {self.align.objective}, which learns from pairs;"
                     " completions sampled for `prompts` carry rewards: use exo_rw or dpo_rw"
                 )
+            if self.align.temperature not in (None, self.sample.temperature):
+                raise ValueError(
+                    f"`align.temperature` is {self.align.temperature:g} and sample.temperature {self.sample.temperature:g}:"
+                    " the completions would be no samples of the reference; leave align.temperature out"
+                )
+        elif unread := sorted({"sample", "evaluate"} & self.model_fields_set):
+            raise ValueError(
+                f"`{unread[0]}` is read with `prompts` only: `data` has its completions already; leave it out"
+            )
         elif self.reward is not None:
             raise ValueError("`reward` is read with `prompts` only: `data` carries its rewards or winners itself")
         return self

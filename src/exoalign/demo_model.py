@@ -39,8 +39,11 @@ def demo_model() -> Path:
         ModelError: if the wheel or the `gguf` package is not installed (the message holds the commands).
     """
     cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
     folder = cache / FOLDER
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"the cache folder {cache} cannot be made ({error}); set EXOALIGN_CACHE to another") from error
     with FileLock(cache / f"{FOLDER}.lock"):
         if not _intact(folder):
             wheel = _wheel_file()

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache", "dtype")
 """Settings of a configuration that change no log-prob, or that the weights themselves say."""
-
-_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
-"""What transformers raises when a model cannot be loaded."""
 
 
 def resolve(path: str) -> str:
@@ -79,7 +75,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # told below, with names and sizes
             output_loading_info=True,
         )
-    except _ERRORS as error:
+    except Exception as error:
         raise ModelError(_explain(path, error)) from error
     model: PreTrainedModel = loaded[0]
     # transformers fills what is missing with random numbers
@@ -105,7 +101,7 @@ def load_tokenizer(
     source = resolve(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except _ERRORS as error:
+    except Exception as error:
         raise ModelError(_explain(path, error)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -114,9 +110,10 @@ def load_tokenizer(
 
 def context_length(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
     """The model's context in tokens, None where its configuration names none."""
+    source = resolve(path)
     try:
-        config = AutoConfig.from_pretrained(resolve(path), revision=revision, trust_remote_code=trust_remote_code)
-    except _ERRORS as error:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:
         raise ModelError(_explain(path, error)) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
@@ -146,7 +143,9 @@ def _damaged_file(folder: Path) -> Path | None:
 
 
 def _explain(path: str, error: Exception) -> str:
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    if not isinstance(error, (OSError, ValueError, SafetensorError)):  # a KeyError's text alone says nothing
+        first = f"{type(error).__name__}: {first}"
     if "trust_remote_code" in str(error):
         return f"model {path} brings its own code, which is not run; set model.trust_remote_code=true if you trust it"
     if isinstance(error, SafetensorError):

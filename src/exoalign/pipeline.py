@@ -6,9 +6,10 @@ be checked before the first stage is checked before it.
 
 from __future__ import annotations
 
-import inspect
 import json
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from exoalign.sampling.generate import encode_prompts
 from exoalign.store import RunFolder, StageResult, versions
 
 Say = Callable[[str], None]
+ORDER = ["sample", "reward", "align", "evaluate"]
 
 
 def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> dict[str, Any]:
@@ -74,9 +76,8 @@ class _Stages:
         self.results: list[StageResult] = []
 
     def __call__(self, name: str, made_from: dict[str, Any], work: Callable[[Path], str]) -> StageResult:
-        if not self.folder.check(name, made_from):
-            self.say(f"{name} ...")
-        result = self.folder.stage(name, made_from, work)
+        later = ORDER[ORDER.index(name) + 1 :]
+        result = self.folder.stage(name, made_from, work, later=later, begin=lambda: self.say(f"{name} ..."))
         self.say(f"{name}: {result.what} ({'done before' if result.reused else duration(result.seconds)})")
         self.results.append(result)
         return result
@@ -109,13 +110,18 @@ class _Prompts:
             room=recipe.sample.max_new_tokens,
         )
         name = recipe.reward.function
-        function: Any = inspect.unwrap(resolve_reward(name))
-        file = inspect.getsourcefile(function) if ":" in name and inspect.isfunction(function) else None
+        resolve_reward(name)
+        file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None) if ":" in name else None
         self.reward = {"function": name, "code": checksum(Path(file)) if file else None}  # one's own code may change
+        if recipe.sample.top_p < 1:
+            self.notes.append(
+                f"sample.top_p is {recipe.sample.top_p:g}: the optimum that is learnt is that of the truncated model; with"
+                " sample.top_p=1 it is the one of the formula"
+            )
 
     def training_groups(self, done: _Stages, base: dict[str, Any]) -> tuple[Callable[[], list[Group]], Any]:
         """Sampled and rewarded groups, and what they are known by."""
-        prompts = [prompt_text(row.prompt) for row in self.train]
+        prompts = [row.prompt for row in self.train]
         settings = self.recipe.sample.model_dump()
         sampled = done(
             "sample",
@@ -137,7 +143,7 @@ class _Prompts:
             "sample": self.recipe.sample.model_dump(),
             "evaluate": self.recipe.evaluate.model_dump(),
             "reward": self.reward,
-            "prompts": [prompt_text(row.prompt) for row in self.heldout],
+            "prompts": [row.prompt for row in self.heldout],
         }
         model = aligned.folder / stages.MODEL
         return done(
@@ -158,6 +164,13 @@ class _Data:
         self.heldout = (
             self._read(recipe.data.evaluation, recipe.data.evaluation_limit, limit) if recipe.data.evaluation else None
         )
+        shared = {(g.prompt, g.completions) for g in self.train} & {
+            (g.prompt, g.completions) for g in self.heldout or []
+        }
+        if shared:
+            self.notes.append(
+                f"{len(shared)} held-out groups are training groups too: the accuracy is not of unseen ones"
+            )
 
     def _read(self, path: str, count: int | None, context: int | None) -> list[Group]:
         groups, aside = read_groups(path, limit=count)
@@ -165,7 +178,14 @@ class _Data:
         if count is not None and len(groups) < count:
             self.notes.append(f"{path}: {len(groups)} usable groups, {count} were asked for")
         check_groups(groups, needs=OBJECTIVES[self.recipe.align.objective].needs)
-        return tokenize(groups, self.context.tokenizer, context=context)
+        drawn_at = {group.provenance.get("sampler", {}).get("temperature") for group in groups} - {None}
+        if drawn_at - {self.recipe.temperature}:
+            self.notes.append(
+                f"{path}: completions were sampled at temperature {', '.join(f'{t:g}' for t in sorted(drawn_at))} and"
+                f" log-probs are taken at {self.recipe.temperature:g}; set align.temperature"
+            )
+        fresh = [replace(group, reference_logprobs=None) for group in groups]  # they may be another model's
+        return tokenize(fresh, self.context.tokenizer, context=context)
 
     def training_groups(self, done: _Stages, base: dict[str, Any]) -> tuple[Callable[[], list[Group]], Any]:
         """The groups as read, and what they are known by."""

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUPS, METRICS, HISTORY, MODEL = "groups.parquet", "metrics.json", "history.json", "model"
+UNREAD = ("label_smoothing_factor", "group_by_length", "label_names", "resume_from_checkpoint")
+"""Arguments of transformers' trainer that would do nothing here."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,12 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
     }
     known = [f.name for f in fields(ExoConfig)]
     for key in align.trainer:
+        if key.endswith("_token"):
+            raise ConfigError(
+                f"align.trainer.{key}: a recipe is kept with the run and shown; set HF_TOKEN in the environment"
+            )
+        if key in UNREAD:
+            raise ConfigError(f"align.trainer.{key} has no effect on these objectives; leave it out")
         if key in ours:
             raise ConfigError(
                 f"align.trainer.{key}: the recipe sets this itself (align, model, seed or out); set it there"
@@ -104,9 +112,12 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
             )
     defaults = {"save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": torch.accelerator.is_available()}
     try:
-        return ExoConfig(**{**defaults, **align.trainer, **ours})
-    except (TypeError, ValueError) as error:
+        arguments = ExoConfig(**{**defaults, **align.trainer, **ours})
+    except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"align.trainer: {error}") from error
+    if arguments.n_gpu > 1:
+        raise ConfigError(f"{arguments.n_gpu} GPUs and one process: a run uses one; set CUDA_VISIBLE_DEVICES=0")
+    return arguments
 
 
 def sample(context: Context, rows: Sequence[PromptRow], folder: Path) -> str:
@@ -132,9 +143,11 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     """Train the policy -> model/, history.json, groups.parquet with the reference log-probs."""
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
     with context.progress("reference", len(groups)) as progress:
-        trainer = ExoTrainer(
-            context.load(), arguments, groups, processing_class=context.tokenizer, report=progress.advance
-        )
+        model = context.load()
+        try:
+            trainer = ExoTrainer(model, arguments, groups, processing_class=context.tokenizer, report=progress.advance)
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
+            raise ConfigError(f"align.trainer: {error}") from error
         trainer.prepare_reference()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(enabled=context.show))
@@ -179,25 +192,26 @@ def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow],
 def evaluate_heldout(
     context: Context, aligned: Path, trained_on: Path, heldout: Sequence[Group] | None, folder: Path
 ) -> str:
-    """Loss on the training groups before and after, accuracy and loss on held-out groups -> metrics.json."""
-    train, recipe = read_table(trained_on), context.recipe
-    precision: dict[str, Any] = {"bf16": context.bf16, "temperature": recipe.temperature}
-    groups: list[Group] = []
+    """Loss before and after and accuracy, on the training groups and on held-out ones -> metrics.json.
+
+    In float32, reference too: after few steps at a small learning rate bfloat16's rounding is larger than what was learnt.
+    """
+    recipe = context.recipe
+    precision: dict[str, Any] = {"bf16": False, "temperature": recipe.temperature}
+    parts = {"train": [replace(group, reference_logprobs=None) for group in read_table(trained_on)]}
     if heldout:
-        reference = context.load()
-        with context.progress("held-out reference", len(heldout)) as progress:
-            groups = add_reference(
-                tokenize(heldout, context.tokenizer), reference, report=progress.advance, **precision
-            )
-        del reference
-        _free()
+        parts["heldout"] = tokenize(heldout, context.tokenizer)
+    reference = context.load()
+    for name, part in parts.items():
+        with context.progress(f"reference, {name}", len(part)) as progress:
+            parts[name] = add_reference(part, reference, report=progress.advance, **precision)
+    del reference
+    _free()
     policy = context.load(aligned)
     objective = training_arguments(recipe, bf16=False).loss
     metrics: dict[str, Any] = {}
-    for name, part in (("train", train), ("heldout", groups)):
-        if not part:
-            continue
-        with context.progress(f"{name} groups", len(part)) as progress:
+    for name, part in parts.items():
+        with context.progress(f"policy, {name}", len(part)) as progress:
             ratios = log_ratios_of(part, policy, report=progress.advance, **precision)
         after = losses_of(part, ratios, objective)
         before = losses_of(part, [[0.0] * group.k for group in part], objective)
@@ -205,11 +219,12 @@ def evaluate_heldout(
             "loss_before": sum(before) / len(before),
             "loss_after": sum(after) / len(after),
             "loss": cluster_bootstrap([[loss] for loss in after], seed=recipe.seed).as_dict(),
-            "accuracy": accuracy(part, ratios, seed=recipe.seed),
             "pairs" if all(group.k == 2 for group in part) else "groups": len(part),
         }
+        if hits := accuracy(part, ratios, seed=recipe.seed):
+            metrics[name]["accuracy"] = hits
     write_text(folder / METRICS, json.dumps(metrics, indent=1))
-    return f"{len(train)} training and {len(groups)} held-out groups"
+    return f"{len(parts['train'])} training and {len(heldout or [])} held-out groups"
 
 
 def _draw(

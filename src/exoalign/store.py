@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,7 +55,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
-        self.path, self.name = Path(path), name
+        self.path, self.name = Path(path).expanduser(), name
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> RunFolder:
@@ -105,7 +105,8 @@ class RunFolder:
             raise StoreError(
                 f"{self.path / name} was made from something else:\n  "
                 + "\n  ".join([*changes[:10], *([f"and {len(changes) - 10} more"] if len(changes) > 10 else [])])
-                + f"\nNothing was overwritten. Choose another folder with out=..., or delete {self.path / name} to redo it."
+                + f"\nNothing was overwritten. Choose another folder with out=..., or delete {self.path / name} and what was"
+                " made from it (the stages after it) to redo them."
             )
         for file, expected in manifest["files"].items():
             path = self.path / name / file
@@ -115,18 +116,34 @@ class RunFolder:
                 )
         return True
 
-    def stage(self, name: str, made_from: Mapping[str, Any], work: Callable[[Path], str]) -> StageResult:
+    def stage(
+        self,
+        name: str,
+        made_from: Mapping[str, Any],
+        work: Callable[[Path], str],
+        *,
+        later: Sequence[str] = (),
+        begin: Callable[[], None] = lambda: None,
+    ) -> StageResult:
         """Do a stage, unless it is complete and was made from the same.
 
         Args:
             name: the stage's folder.
             made_from: settings and identities of inputs, as JSON values.
             work: called with the folder to write to; returns a few words on what was done.
+            later: stages made from this one; while one of them stands, this one is not done anew.
+            begin: called before the work, where there is any.
 
         Raises:
             StoreError: if the stage stands there, made from something else (with the differences), or a file of it changed.
         """
         if not self.check(name, made_from):
+            stale = [str(self.path / stage) for stage in later if (self.path / stage).exists()]
+            if stale:
+                raise StoreError(
+                    f"{', '.join(stale)} was made from an older {name}; delete it too, or choose another out=..."
+                )
+            begin()
             partial = self.path / f".{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()

@@ -24,6 +24,8 @@ ROWS = [
 def result_tables(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the metrics, the warnings and where everything lies."""
     console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # nothing is cut where there is no screen
     metrics = result["metrics"]
     if "aligned" in metrics:
         console.print(_samples_table(metrics))

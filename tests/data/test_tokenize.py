@@ -150,7 +150,37 @@ def test_ids_that_are_there_are_kept(tokenizer):
 def test_nothing_else_changes(tokenizer):
     group = Group("Hi", ("a", "b"), rewards=(1, 2), winner=1, provenance={"source": "x:1", "finish": ["stop", "stop"]})
     done = tokenize([group], tokenizer)[0]
-    assert dataclasses.replace(done, prompt_ids=None, completion_ids=None) == group
+    provenance = {**group.provenance, "tokenizer": done.provenance["tokenizer"]}
+    assert dataclasses.replace(done, prompt_ids=None, completion_ids=None) == dataclasses.replace(
+        group, provenance=provenance
+    )
+
+
+def test_ids_of_another_tokenizer_are_refused(tokenizer, tiny_tokenizer):
+    theirs = tokenize([Group("Hi", ("a", "b"), winner=1, provenance={"source": "x:1"})], tiny_tokenizer)
+    assert tokenize(theirs, tiny_tokenizer) == theirs
+    tokenizer.add_tokens(["Hi"])
+    with pytest.raises(DataError, match=r"^x:1: its token ids are another tokenizer's"):
+        tokenize(theirs, tokenizer)
+    nameless = Group("Hi", ("a",), winner=0, prompt_ids=(1,), completion_ids=((10**6,),))
+    with pytest.raises(DataError, match="id 1000000, and this one has"):
+        tokenize([nameless], tiny_tokenizer)
+
+
+def test_a_reply_in_a_conversation_ends_as_the_template_ends_it(tiny_tokenizer):
+    """As Gemma's do: turns end in a token of their own, which is not the end of the sequence."""
+    import copy
+
+    from exoalign import Message
+
+    other = copy.deepcopy(tiny_tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<end_of_turn>"]})
+    other.chat_template = other.chat_template.replace("<|im_end|>", "<end_of_turn>")
+    chat, text = tokenize(
+        [Group((Message("user", "Hi"),), ("a", "b"), winner=0), Group("Hi", ("a", "b"), winner=0)], other
+    )
+    assert chat.completion_ids[0][-1] == other.convert_tokens_to_ids("<end_of_turn>")
+    assert text.completion_ids[0][-1] == other.eos_token_id
 
 
 def test_a_group_longer_than_the_context_is_refused_not_cut(tokenizer):

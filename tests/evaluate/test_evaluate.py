@@ -52,7 +52,12 @@ def test_accuracy_counts_the_best_and_halves_ties():
         Group("a", ("x", "y", "z"), rewards=(0.0, 2.0, 2.0)),
     ]
     ratios = [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0, 5.0]]
-    assert accuracy(groups, ratios)["mean"] == (1 + 0 + 0.5 + 1) / 4
+    found = accuracy(groups, ratios)
+    assert found["mean"] == (1 + 0 + 0.5 + 1) / 4
+    assert found["chance"] == (0.5 + 0.5 + 0.5 + 2 / 3) / 4
+    flat = Group("a", ("x", "y"), rewards=(1.0, 1.0))  # nothing to rank
+    assert accuracy([*groups, flat], [*ratios, [5.0, 0.0]]) == found
+    assert accuracy([flat], [[5.0, 0.0]]) is None
 
 
 def test_losses_at_the_reference_by_hand(tmp_path):

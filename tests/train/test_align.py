@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from exoalign import ExoConfig, ExoTrainer, Group, load_model, tokenize
+from exoalign import ExoConfig, ExoTrainer, Group, collate, load_model, tokenize
 from exoalign.errors import ConfigError, DataError, TrainingError
 
 WORDS = ["good", "bad", "fine", "poor", "great", "awful", "nice", "dull"]
@@ -314,6 +314,16 @@ def test_known_failures_are_warned_of(tiny_model, tiny_tokenizer, tmp_path, capl
 def test_groups_that_do_not_fit_are_refused(tiny_model, tiny_tokenizer, tmp_path, groups, objective, message):
     with pytest.raises(DataError, match=message):
         ExoTrainer(tiny_model, arguments(tmp_path, objective=objective), groups, processing_class=tiny_tokenizer)
+
+
+def test_held_out_groups_are_checked_as_well(tiny_model, tiny_tokenizer, tmp_path):
+    """exo_pref takes column 0 where no winner is given: a group without one must not come so far."""
+    args = arguments(tmp_path, objective="exo_pref")
+    unranked = [Group("a", (" x", " y"), rewards=(0.0, 1.0))]
+    with pytest.raises(DataError, match="needs `winner`"):
+        ExoTrainer(tiny_model, args, pairs(2), eval_dataset=unranked, processing_class=tiny_tokenizer)
+    with pytest.raises(DataError, match="needs `winner` for every group"):
+        args.loss(torch.zeros(1, 2), collate(tokenize(unranked, tiny_tokenizer)))
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def read_groups(path: str | Path, *, limit: int | None = None) -> tuple[list[Gro
 
 def _group(row: dict[str, Any], where: str, aside: SetAside) -> Group | None:
     if "completions" in row:
-        return _rewarded(row, where)
+        return _rewarded(row, where, aside)
     if "chosen" not in row or "rejected" not in row:
         raise DataError(
             f"{where}: columns {', '.join(sorted(row)) or 'none'}; expected `prompt, chosen, rejected`, or"
@@ -136,7 +136,7 @@ def _group(row: dict[str, Any], where: str, aside: SetAside) -> Group | None:
     return Group(prompt, (chosen, rejected), winner=0, provenance={"source": where})
 
 
-def _rewarded(row: dict[str, Any], where: str) -> Group:
+def _rewarded(row: dict[str, Any], where: str, aside: SetAside) -> Group | None:
     prompt, completions, rewards = _prompt(row, where), row["completions"], row.get("rewards")
     if not isinstance(completions, list) or not all(isinstance(c, str) for c in completions):
         raise DataError(f'{where}: `completions` is no list of texts; expected ["...", "..."]')
@@ -148,7 +148,14 @@ def _rewarded(row: dict[str, Any], where: str) -> Group:
         raise DataError(
             f"{where}: `rewards` is {type(rewards).__name__}; expected a list with a number for each completion"
         )
-    return Group(prompt, tuple(completions), rewards=tuple(rewards), provenance={"source": where})
+    group = Group(prompt, tuple(completions), rewards=tuple(rewards), provenance={"source": where})
+    if not all(text.strip() for text in completions):
+        aside.add("a completion is empty", where)
+        return None
+    if len(set(completions)) == 1:
+        aside.add("all completions are the same text", where)
+        return None
+    return group
 
 
 def _prompt(row: dict[str, Any], where: str) -> Prompt:

@@ -1,11 +1,12 @@
 """Token ids, made once. Content is tokenised apart from the template, so special tokens that a user typed stay text.
 
 A prompt given as text is continued as it stands (with the tokenizer's beginning-of-sequence token where it has one); a
-prompt given as messages is rendered by the chat template. A completion is its content and the end-of-turn token.
+prompt given as messages is rendered by the chat template. A completion is its content and the token that ends a turn.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,6 +62,38 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     return ids
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
+    """The token that ends a reply: after text the end-of-sequence token, in a conversation what the template puts there."""
+    eos = int(tokenizer.eos_token_id)
+    if isinstance(prompt, str):
+        return eos
+    reply = _SLOT.format("reply")
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": reply}]
+    try:
+        rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template may want other turns than these
+        return eos
+    after = tokenizer(rendered.rpartition(reply)[2], add_special_tokens=False)["input_ids"][:1]
+    return int(after[0]) if after and after[0] in tokenizer.added_tokens_decoder else eos
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short name that two tokenizers share when they give the same ids to the same tokens."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _check_ids(group: Group, name: str, size: int) -> None:
+    """Refuse ids that another tokenizer made."""
+    largest = max((i for ids in (group.prompt_ids or (), *(group.completion_ids or ())) for i in ids), default=0)
+    made_by = group.provenance.get("tokenizer", name)
+    if (group.prompt_ids or group.completion_ids) and (made_by != name or largest >= size):
+        raise DataError(
+            f"{group.where}: its token ids are another tokenizer's"
+            + (f" (id {largest}, and this one has {size})" if largest >= size else "")
+            + "; give the model that the completions were sampled from, or the text without ids"
+        )
+
+
 def tokenize(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, context: int | None = None) -> list[Group]:
     """Give every group its token ids; ids that are there already are kept.
 
@@ -70,13 +103,15 @@ def tokenize(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, con
         context: the model's context length in tokens, if it is known.
 
     Raises:
-        DataError: naming the group, if it is longer than the context or a prompt cannot be used.
+        DataError: naming the group, if it is longer than the context, a prompt cannot be used, or its ids are those of another
+            tokenizer.
         ModelError: if the tokenizer has no end-of-sequence token, or (naming the group) no usable chat template.
     """
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
-    done = []
+    done, name, size = [], vocabulary(tokenizer), len(tokenizer)
     for group in groups:
+        _check_ids(group, name, size)
         if group.prompt_ids is None:
             try:
                 ids = prompt_ids(tokenizer, group.prompt)
@@ -84,8 +119,9 @@ def tokenize(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, con
                 raise type(error)(f"{group.where}: {error}") from error
             group = replace(group, prompt_ids=tuple(ids))
         if group.completion_ids is None:
-            replies = tuple((*content_ids(tokenizer, text), tokenizer.eos_token_id) for text in group.completions)
-            group = replace(group, completion_ids=replies)
+            end = end_of_turn(tokenizer, group.prompt)
+            replies = tuple((*content_ids(tokenizer, text), end) for text in group.completions)
+            group = replace(group, completion_ids=replies, provenance={**group.provenance, "tokenizer": name})
         assert group.prompt_ids is not None
         assert group.completion_ids is not None
         longest = max(map(len, group.completion_ids))

@@ -49,19 +49,30 @@ def losses_of(groups: Sequence[Group], log_ratios: Sequence[Sequence[float]], ob
     ]
 
 
-def accuracy(groups: Sequence[Group], log_ratios: Sequence[Sequence[float]], *, seed: int = 0) -> dict[str, float]:
-    """Share of groups whose best completion (the winner, or the most rewarded) has the largest log-ratio; ties count half.
+def accuracy(
+    groups: Sequence[Group], log_ratios: Sequence[Sequence[float]], *, seed: int = 0
+) -> dict[str, float] | None:
+    """Share of groups whose best completion (the winner, or the most rewarded) has the largest log-ratio.
+
+    Where several log-ratios are the largest, the group counts the share of them that are best; groups whose completions all
+    have the same reward are left out.
 
     Returns:
-        {"mean", "low", "high"}, a 95% bootstrap interval over groups.
+        {"mean", "low", "high", "chance"}: a 95% bootstrap interval over groups, and what equal log-ratios would reach; None
+        where no group has a best completion.
     """
-    hits = []
+    hits, chance = [], []
     for group, row in zip(groups, log_ratios, strict=True):
         if group.winner is not None:
             best = {group.winner}
         else:
             assert group.rewards is not None
             best = {k for k, reward in enumerate(group.rewards) if reward == max(group.rewards)}
+        if len(best) == group.k:
+            continue
+        chance.append(len(best) / group.k)
         top = {k for k, value in enumerate(row) if value == max(row)}
         hits.append([len(best & top) / len(top)])
-    return cluster_bootstrap(hits, seed=seed).as_dict()
+    if not hits:
+        return None
+    return {**cluster_bootstrap(hits, seed=seed).as_dict(), "chance": sum(chance) / len(chance)}

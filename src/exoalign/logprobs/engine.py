@@ -100,7 +100,7 @@ def _examine(model: Any) -> str:
     before = _implementations(model)
     batch = _probe(model)
     packed = pack(batch).to(_device(model))
-    difference = float("nan")
+    reason = "its examination was broken off"
     try:
         with _exactly(model):
             model.set_attn_implementation({key: _oracle(value) for key, value in before.items()})
@@ -108,17 +108,16 @@ def _examine(model: Any) -> str:
             model.set_attn_implementation(attention.NAME)
             difference = float((_shared(model, packed, batch.shape, 1.0) - slow).abs().max())
         reason = _unseen(model, packed)
+        if not reason and not difference <= PROBE_TOLERANCE:
+            reason = f"{name} gives other log-probs for a packed row (by {difference:.2g} nats)"
     except ModelError:  # rows cannot do it either
-        model.set_attn_implementation(before)
         raise
     except Exception as error:  # an architecture may refuse in any way it likes
         first = next(iter(str(error).splitlines()), "")
         reason = f"{name} does not take a packed row ({type(error).__name__}: {first})"
-    else:
-        if not reason and not difference <= PROBE_TOLERANCE:
-            reason = f"{name} gives other log-probs for a packed row (by {difference:.2g} nats)"
-    if reason:
-        model.set_attn_implementation(before)
+    finally:
+        if reason:
+            model.set_attn_implementation(before)
     return reason
 
 
@@ -154,8 +153,9 @@ def _oracle(implementation: str) -> str:
 def _exactly(model: Any) -> Iterator[None]:
     """In eval mode and in float32 at least, so that a mistake is told from rounding; leaves the model as it was.
 
-    Narrow weights are widened module by module, each while it runs.
+    Narrow weights are widened module by module, each while it runs; the autocast of accelerate stands aside.
     """
+    forward = model.__dict__.get("forward")
     training = {module: module.training for module in model.modules()}
     weights = {module: dict(module._parameters) for module in training}
     precision = torch.backends.cuda.matmul.fp32_precision
@@ -172,6 +172,8 @@ def _exactly(model: Any) -> Iterator[None]:
     hooks += [module.register_forward_hook(restore) for module in training]
     try:
         model.eval()
+        if "_original_forward" in model.__dict__:
+            model.forward = model._original_forward
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         with torch.autocast(_device(model).type, enabled=False):
             yield
@@ -182,6 +184,8 @@ def _exactly(model: Any) -> Iterator[None]:
         for module, flag in training.items():
             module.training = flag
             restore(module)
+        if forward is not None:
+            model.forward = forward
 
 
 def _probe(model: Any) -> GroupBatch:

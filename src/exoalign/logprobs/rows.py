@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,7 +157,8 @@ def _device(model: torch.nn.Module) -> torch.device:
 
 
 def _keeps_logits(model: torch.nn.Module) -> bool:
-    inner = getattr(model, "module", model)  # DistributedDataParallel
+    inner: Any = getattr(model, "module", model)  # DistributedDataParallel
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # an adapter of peft hands all on
     if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         raise ModelError(f"{type(inner).__name__} has an encoder and a decoder; expected a causal language model")
     names = inspect.signature(inner.forward).parameters

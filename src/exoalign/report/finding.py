@@ -173,17 +173,24 @@ def _pair_finding(metrics: Mapping[str, Any]) -> str:
     if accuracy is not None:
         percent = _percent(accuracy)
         places = min(decimals(percent), 1)
-        pairs = _count(metrics, "held-out pair", "heldout", "pairs") or "the held-out pairs"
+        chance = estimate(metrics, "heldout", "accuracy", "chance") or Estimate(CHANCE)
+        pairs = (
+            _count(metrics, "held-out pair", "heldout", "pairs")
+            or _count(metrics, "held-out group", "heldout", "groups")
+            or "the held-out pairs"
+        )
+        what = "the best completion" if estimate(metrics, "heldout", "groups") else "the preferred reply"
         verdict = {1: "better than chance", -1: "worse than chance", 0: "not clearly different from chance"}
         extent = f" (95% interval {interval(percent, places, unit='%')})" if percent.low is not None else ""
-        judged = f", {verdict[accuracy.side_of(CHANCE)]} (50%)" if extent else "; no interval was computed"
+        judged = "; no interval was computed"
+        if extent:
+            judged = f", {verdict[accuracy.side_of(chance.mean)]} ({number(100 * chance.mean, 0)}%)"
         sentences.append(
-            f"The aligned model ranks the preferred reply first in {number(percent.mean, places)}% of {pairs}"
-            f"{extent}{judged}."
+            f"The aligned model ranks {what} first in {number(percent.mean, places)}% of {pairs}{extent}{judged}."
         )
     if before is not None and after is not None:
         change = "fell" if after.mean < before.mean else "rose" if after.mean > before.mean else "stayed"
-        pairs = _count(metrics, "pair", "train", "pairs")
+        pairs = _count(metrics, "pair", "train", "pairs") or _count(metrics, "group", "train", "groups")
         places = _change_places(before, after)
         sentences.append(
             f"Training loss {change} from {number(before.mean, places)} to {number(after.mean, places)}"

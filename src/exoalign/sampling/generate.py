@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from exoalign.data.tokenize import prompt_ids
+from exoalign.data.tokenize import prompt_ids, vocabulary
 from exoalign.errors import DataError, ModelError
 from exoalign.groups import Group, Prompt, prompt_text
 from exoalign.models import token_ids
@@ -50,7 +50,8 @@ class SeededChoice(LogitsProcessor):
         if self.nucleus is not None:
             scaled = self.nucleus(input_ids, scaled)
         log_mu = torch.log_softmax(scaled, -1)
-        cumulative = log_mu.double().exp().cumsum(-1)
+        wide = log_mu.float() if log_mu.device.type == "mps" else log_mu.double()  # Apple's GPUs have no float64
+        cumulative = wide.exp().cumsum(-1)
         total = cumulative[:, -1:]
         if not bool(torch.isfinite(total).all()):
             raise ModelError(
@@ -90,6 +91,7 @@ class TransformersSampler:
     ) -> None:
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
         self.report = report or (lambda n: None)
+        self.vocabulary = vocabulary(tokenizer)
         self.ends = sorted({*token_ids(model.generation_config.eos_token_id), *token_ids(tokenizer.eos_token_id)})
         if not self.ends:
             raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
@@ -164,6 +166,7 @@ class TransformersSampler:
             sampler_logprobs=tuple(logprob for _, logprob in completions),
             provenance={
                 "source": source,
+                "tokenizer": self.vocabulary,
                 "sampler": {"model": self.name, "dtype": str(self.model.dtype), **settings.as_dict()},
                 "finish": ["stop" if tokens[-1] in self.ends else "length" for tokens, _ in completions],
             },

@@ -78,7 +78,9 @@ class ExoTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         objective = OBJECTIVES[args.objective]
-        check_groups(train_dataset, needs=objective.needs)
+        for groups in (train_dataset, eval_dataset):
+            if groups is not None:
+                check_groups(groups, needs=objective.needs)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model)
             model = load_model(model)
@@ -177,7 +179,7 @@ class ExoTrainer(Trainer):
             log_p = preference_target(batch.winner, epsilon=self.args.epsilon or 0.0, like=log_ratios)
             metrics = step_metrics(log_ratios, log_q, log_p, batch.mask, None, batch.winner)
         for name, value in {"loss": losses.detach().sum(), **metrics}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.double()
+            self._sums[name] = self._sums.get(name, 0.0) + value.float()
         self._groups += len(losses)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

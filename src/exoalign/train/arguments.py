@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from exoalign.errors import ConfigError
+from exoalign.errors import ConfigError, DataError
 from exoalign.groups import GroupBatch
 from exoalign.losses import OBJECTIVES
 
@@ -67,6 +67,8 @@ class ExoConfig(TrainingArguments):
     def loss(self, log_ratios: Tensor, batch: GroupBatch) -> Tensor:
         """The objective on the log-ratios [B, K] of a batch -> [B]."""
         objective = OBJECTIVES[self.objective]
+        if getattr(batch, objective.needs) is None:  # without a winner, the functions would take column 0
+            raise DataError(f"{self.objective} needs `{objective.needs}` for every group of a batch")
         if objective.needs == "rewards":
             return objective.function(
                 log_ratios, batch.rewards, beta_pi=self.beta_pi, beta_r=self.beta_r, mask=batch.mask

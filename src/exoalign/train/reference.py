@@ -51,7 +51,7 @@ def add_reference(
     pad_id: int = 0,
     report: Callable[[int], None] | None = None,
 ) -> list[Group]:
-    """Give every group that lacks them its reference log-probs.
+    """Give every group that lacks them its reference log-probs; those that are there must be this model's.
 
     Args:
         groups: groups with token ids.
@@ -63,13 +63,17 @@ def add_reference(
         report: called with the number of groups done.
 
     Raises:
-        TrainingError: naming the group, if a log-prob is not finite.
+        TrainingError: naming the group, if a log-prob is not finite, or says that it comes from other weights, precision or
+            temperature.
     """
     missing = [i for i, group in enumerate(groups) if group.reference_logprobs is None]
     done = list(groups)
-    if not missing:
-        return done
     record = describe(model, bf16=bf16, temperature=temperature)
+    for group in groups:
+        if group.reference_logprobs is not None and group.provenance.get("reference", record) != record:
+            raise TrainingError(
+                f"{group.where}: its reference log-probs are of something else. {_difference(group, record)}"
+            )
     for start in range(0, len(missing), groups_per_pass):
         chosen = missing[start : start + groups_per_pass]
         values = logprobs_of([done[i] for i in chosen], model, bf16=bf16, temperature=temperature, pad_id=pad_id)
