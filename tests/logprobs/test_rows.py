@@ -7,92 +7,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
-from transformers.masking_utils import eager_mask
+from architectures import (
+    GROUPS,
+    MIXTURES,
+    MODELS,
+    PAD,
+    UNFIT,
+    VOCABULARY,
+    assert_same,
+    assert_same_gradients,
+    build,
+    encoder_decoder,
+    gradients,
+    group_of,
+    one_by_one,
+    sequence_logprob,
+)
 
-from exoalign import Group, GroupBatch, collate, compare_policies, completion_logprobs
+from exoalign import GroupBatch, collate
 from exoalign.errors import ModelError
-from exoalign.logprobs.rows import token_logprobs
+from exoalign.logprobs.rows import compare_policies, completion_logprobs, token_logprobs
 
-VOCABULARY = 23
-LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-GROUPED = {**LAYERS, "num_key_value_heads": 2, "head_dim": 8}
-# Windows of 4 tokens and caps of 3 are small enough to matter on sequences of 3 to 14 tokens.
-MODELS = {
-    "llama": {**GROUPED, "attention_dropout": 0.1},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32},  # absolute positions; dropout 0.1 by default
-    "gemma2": {**GROUPED, "sliding_window": 4, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 3.0},
-    "gpt_neox": {**LAYERS, "hidden_dropout": 0.1, "attention_dropout": 0.1},
-    "qwen3": GROUPED,
-    "mistral": {**GROUPED, "sliding_window": 4},
-}
 ALL = pytest.mark.parametrize("kind", MODELS)
-PAD = 17  # a token like any other: padding must not be seen, whatever fills it
-# Prompts of 1 to 6 tokens; K of 3, 1 and 4; completions of 1 to 8 tokens.
-GROUPS = [
-    Group("a", ("x",) * 3, prompt_ids=(3, 1, 4, 1, 5, 9), completion_ids=((2, 6, 5), (3,), (5, 8, 9, 7, 9, 3, 2, 3))),
-    Group("b", ("x",), prompt_ids=(7,), completion_ids=((1, 8, 2, 8),)),
-    Group("c", ("x",) * 4, prompt_ids=(0, 22, 0), completion_ids=((4,), (4, 5), (22, 22, 22), (0, 0, 0, 0, 0))),
-]
-
-
-def eager_in_float64(module, query, key, value, attention_mask, scaling, softcap=None, dropout=0.0, **kwargs):
-    """Gemma 2's eager attention without its softmax in float32, which has no value for a padding token that sees nothing."""
-    key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
-    scores = torch.tanh(query @ key.transpose(2, 3) * scaling / softcap) * softcap
-    weights = torch.softmax(scores if attention_mask is None else scores + attention_mask, -1)
-    return (weights @ value).transpose(1, 2), weights
-
-
-AttentionInterface.register("eager_in_float64", eager_in_float64)
-AttentionMaskInterface.register("eager_in_float64", eager_mask)
-
-
-def build(kind, *, seed=0, dtype=torch.float64, attention=None, **settings):
-    """A random model in eval mode, with weights so large that each of its parts matters."""
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    random = {"vocab_size": VOCABULARY, "initializer_range": 0.3, **special, **MODELS[kind], **settings}
-    torch.manual_seed(seed)
-    if attention is None and kind == "gemma2":
-        attention = "eager_in_float64" if dtype == torch.float64 else "eager"
-    config = CONFIG_MAPPING[kind](**random)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention or "sdpa").to(dtype).eval()
-
-
-def sequence_logprob(model, prompt, completion, temperature=1.0):
-    """sum_t log softmax(logits_t / T)[y_t] of one sequence without padding, from the logits at every place."""
-    logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
-    log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, -1)
-    # the logits at place j predict the token at place j + 1
-    return sum(log_p[len(prompt) + t - 1, token] for t, token in enumerate(completion))
-
-
-def one_by_one(model, groups, temperature=1.0):
-    """[B, K] from sequence_logprob, 0 where a group has fewer than K completions."""
-    k = max(group.k for group in groups)
-    rows = []
-    for group in groups:
-        values = [sequence_logprob(model, group.prompt_ids, ids, temperature) for ids in group.completion_ids]
-        rows.append(torch.stack([*values, *[torch.zeros_like(values[0])] * (k - group.k)]))
-    return torch.stack(rows)
-
-
-def gradients(model, values):
-    """Of a sum in which every completion has another weight, so that none can stand in for another."""
-    weights = torch.linspace(0.5, 2.0, values.numel(), dtype=values.dtype).view_as(values)
-    model.zero_grad()
-    (values * weights).sum().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-def assert_same(ours, truth, rtol=1e-9):
-    """Equal up to rtol of the whole tensor's size."""
-    assert ours.shape == truth.shape
-    assert (ours - truth).norm() <= rtol * truth.norm()
-
-
-def group_of(prompt, *completions):
-    return Group("p", ("x",) * len(completions), prompt_ids=prompt, completion_ids=completions)
 
 
 class TestCompletionLogprobs:
@@ -105,10 +41,16 @@ class TestCompletionLogprobs:
         values = completion_logprobs(model, collate(GROUPS, pad_id=PAD), temperature=temperature)
         assert values.dtype == torch.float64
         assert_same(values.detach(), truth.detach())
-        # Gemma's norms are in float32 whatever the weights are, and their gradients are rounded as they are summed
-        rtol = 1e-6 if kind == "gemma2" else 1e-9
-        for name, gradient in gradients(model, values).items():
-            assert_same(gradient, expected[name], rtol)
+        assert_same_gradients(gradients(model, values), expected)
+
+    @pytest.mark.parametrize("kind", [*MIXTURES, *UNFIT])
+    def test_in_float32_where_a_model_takes_no_float64(self, kind):
+        model = build(kind, dtype=torch.float32)
+        truth = one_by_one(model, GROUPS, 0.7)
+        expected = gradients(model, truth)
+        values = completion_logprobs(model, collate(GROUPS, pad_id=PAD), temperature=0.7)
+        assert_same(values.detach(), truth.detach(), 1e-5)
+        assert_same_gradients(gradients(model, values), expected, 1e-4)
 
     @ALL
     @pytest.mark.parametrize(
@@ -182,8 +124,7 @@ class TestCompletionLogprobs:
         assert sum(seen) == 8  # the real completions, and each once
         assert max(seen) == min(rows_per_pass, 8)
         assert_same(values.detach(), whole.detach())
-        for name, gradient in gradients(model, values).items():
-            assert_same(gradient, expected[name])
+        assert_same_gradients(gradients(model, values), expected)
 
     def test_permuted_completions_give_permuted_results(self):
         model, order = build("llama"), [2, 0, 3, 1]
@@ -202,8 +143,7 @@ class TestCompletionLogprobs:
         ]
         assert_same(values[0].detach(), values[1].detach(), rtol=1e-12)
         first, second = (gradients(model, v) for v in values)
-        for name in first:
-            assert_same(first[name], second[name])
+        assert_same_gradients(first, second)
 
     @ALL
     def test_the_companions_of_a_group_change_nothing(self, kind):
@@ -226,15 +166,33 @@ class TestCompletionLogprobs:
         with torch.no_grad():
             assert_same(completion_logprobs(Wrapped(model), batch), completion_logprobs(model, batch), rtol=1e-12)
 
-    def test_the_head_runs_on_the_completion_columns_only(self):
+    @pytest.mark.parametrize("wrapped", [False, True], ids=["model", "adapter"])
+    def test_the_head_runs_on_the_completion_columns_only(self, wrapped):
+        class Adapter(torch.nn.Module):  # as peft's: it takes whatever its model takes
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def get_base_model(self):
+                return self.model
+
+            def forward(self, *args, **kwargs):
+                return self.model(*args, **kwargs)
+
         model, heads = build("llama"), []
         model.lm_head.register_forward_hook(lambda module, args, output: heads.append(tuple(output.shape)))
-        completion_logprobs(model, collate([group_of(tuple(range(20)), (1, 2, 3))]))
+        completion_logprobs(Adapter(model) if wrapped else model, collate([group_of(tuple(range(20)), (1, 2, 3))]))
         assert heads == [(1, 4, VOCABULARY)]  # 3 tokens, and the logits after the last, which predict nothing
 
     def test_what_is_no_language_model_is_refused_by_name(self):
         with pytest.raises(ModelError, match=r"Linear does not take input_ids; expected a causal language model"):
             completion_logprobs(torch.nn.Linear(2, 2), collate(GROUPS))
+
+    def test_an_encoder_with_a_decoder_is_refused_by_name(self):
+        with pytest.raises(
+            ModelError, match=r"T5ForConditionalGeneration has an encoder and a decoder; expected a causal"
+        ):
+            completion_logprobs(encoder_decoder(), collate(GROUPS))
 
 
 # Everything of a tiny policy: 5 tokens, at most 3 of them, and token 0 ends a completion before.

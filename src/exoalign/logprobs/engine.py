@@ -24,8 +24,10 @@ from exoalign.logprobs.pack import Pack, pack
 
 logger = logging.getLogger(__name__)
 
-PROBE_TOLERANCE = 1e-3
-"""Largest difference in nats between both ways on the probe's completions of 3 tokens, computed in float32 at least."""
+PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
+COARSE = 0.5
+"""Largest difference in nats between both ways on the probe's completions of 3 tokens; COARSE for weights of 16 bits, whose
+rounding alone moves a log-prob by tenths. A layout that is misread moves it by whole nats."""
 
 _verdicts: weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
 
@@ -102,13 +104,13 @@ def _examine(model: Any) -> str:
     packed = pack(batch).to(_device(model))
     reason = "its examination was broken off"
     try:
-        with _exactly(model):
+        with _plainly(model):
             model.set_attn_implementation({key: _oracle(value) for key, value in before.items()})
             slow = rows.completion_logprobs(model, batch)
             model.set_attn_implementation(attention.NAME)
             difference = float((_shared(model, packed, batch.shape, 1.0) - slow).abs().max())
-        reason = _unseen(model, packed)
-        if not reason and not difference <= PROBE_TOLERANCE:
+            reason = _unseen(model, packed) or _other_head(model, packed)
+        if not reason and not difference <= PROBE_TOLERANCE.get(model.dtype, COARSE):
             reason = f"{name} gives other log-probs for a packed row (by {difference:.2g} nats)"
     except ModelError:  # rows cannot do it either
         raise
@@ -119,6 +121,18 @@ def _examine(model: Any) -> str:
         if reason:
             model.set_attn_implementation(before)
     return reason
+
+
+def _other_head(model: Any, packed: Pack) -> str:
+    """Whether the model finishes its logits some other way than `head_of` read: told even where 16 bits blur the sums."""
+    head = head_of(model)
+    assert head is not None
+    ids = packed.input_ids[:, : packed.layout.spans[0].end]
+    theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+    ours = head.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[0]
+    if (ours - theirs).abs().max() <= 0.01 * theirs.abs().max():
+        return ""
+    return f"{type(model).__name__} finishes its logits in a way that is not known here"
 
 
 def _unseen(model: Any, packed: Pack) -> str:
@@ -150,40 +164,19 @@ def _oracle(implementation: str) -> str:
 
 
 @contextlib.contextmanager
-def _exactly(model: Any) -> Iterator[None]:
-    """In eval mode and in float32 at least, so that a mistake is told from rounding; leaves the model as it was.
-
-    Narrow weights are widened module by module, each while it runs; the autocast of accelerate stands aside.
-    """
+def _plainly(model: Any) -> Iterator[None]:
+    """In eval mode, without the autocast that accelerate wraps a forward in; leaves the model as it was."""
     forward = model.__dict__.get("forward")
     training = {module: module.training for module in model.modules()}
-    weights = {module: dict(module._parameters) for module in training}
-    precision = torch.backends.cuda.matmul.fp32_precision
-
-    def widen(module: torch.nn.Module, args: object) -> None:
-        for name, weight in weights[module].items():
-            if weight is not None and weight.dtype in (torch.bfloat16, torch.float16):
-                module._parameters[name] = torch.nn.Parameter(weight.float(), requires_grad=False)
-
-    def restore(module: torch.nn.Module, *args: object) -> None:
-        module._parameters.update(weights[module])
-
-    hooks = [module.register_forward_pre_hook(widen) for module in training]
-    hooks += [module.register_forward_hook(restore) for module in training]
     try:
         model.eval()
         if "_original_forward" in model.__dict__:
             model.forward = model._original_forward
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
         with torch.autocast(_device(model).type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.fp32_precision = precision
-        for hook in hooks:
-            hook.remove()
         for module, flag in training.items():
             module.training = flag
-            restore(module)
         if forward is not None:
             model.forward = forward
 
