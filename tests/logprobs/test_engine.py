@@ -302,7 +302,7 @@ REASONS = {
     "mamba": "MambaForCausalLM does not take a packed row (ValueError: ",
     "bloom": "the attention of BloomForCausalLM does not follow the interface of transformers",
     "stablelm": "StableLmForCausalLM keeps the layout from its attention",
-    "qwen2_moe": "Qwen2MoeForCausalLM is set to windows of {4, None}, and its attention is told of {None}",
+    "qwen2_moe": "Qwen2MoeForCausalLM is set to windows of 4, None tokens, and its attention is told of None",
     "llama4_text": "Llama4ForCausalLM does not take a packed row (AttributeError: ",
 }
 

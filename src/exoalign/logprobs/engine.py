@@ -147,7 +147,8 @@ def _unseen(model: Any, packed: Pack) -> str:
     if not told:
         return f"{type(model).__name__} keeps the layout from its attention"
     if told != expected:
-        return f"{type(model).__name__} is set to windows of {expected}, and its attention is told of {told}"
+        wanted, heard = (", ".join(sorted(map(str, windows))) for windows in (expected, told))
+        return f"{type(model).__name__} is set to windows of {wanted} tokens, and its attention is told of {heard}"
     return ""
 
 
