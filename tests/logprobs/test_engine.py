@@ -487,6 +487,7 @@ class TestProbe:
         assert len(engine._verdicts) <= before
 
     def test_the_autocast_of_accelerate_is_kept_and_does_not_count(self):
+        AcceleratorState._reset_state(reset_partial_state=True)  # a trainer of another test may have left its own
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
         try:
             model = accelerator.prepare_model(build("llama", dtype=torch.float32))

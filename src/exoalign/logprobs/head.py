@@ -46,17 +46,17 @@ class Head:
         return (z / temperature if temperature != 1.0 else z), bent
 
 
-def head_of(model: torch.nn.Module) -> Head | None:
+def head_of(model: Any) -> Head | None:
     """The head of a transformers model, None where it is no plain linear layer.
 
     The finish is read from the configuration names that transformers' models use; whoever relies on it compares the result
     with the model's own logits (see `engine`).
     """
-    layer = model.get_output_embeddings()  # type: ignore[operator]
+    layer = model.get_output_embeddings()
     # a subclass may compute something else, and so may a sharded or quantised weight
     if type(layer) is not torch.nn.Linear or type(layer.weight) is not torch.nn.Parameter:
         return None
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    config = model.config.get_text_config()
     multiplier = 1.0
     for name in ("logit_scale", "lm_head_multiplier"):
         multiplier *= getattr(config, name, None) or 1.0

@@ -90,7 +90,6 @@ class ExoTrainer(Trainer):
         if args.disable_dropout:
             without_dropout(model)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._pad_id = processing_class.pad_token_id or 0
         self._ref_model, self._report = ref_model, report
         self._sums: dict[str, Tensor] = {}
         self._groups = 0
@@ -102,7 +101,7 @@ class ExoTrainer(Trainer):
             train_dataset=tokenize(train_dataset, processing_class, context=context),
             eval_dataset=None if eval_dataset is None else tokenize(eval_dataset, processing_class, context=context),
             processing_class=processing_class,
-            data_collator=lambda groups: collate(groups, pad_id=self._pad_id).as_dict(),
+            data_collator=_tensors,
             **kwargs,
         )
 
@@ -133,7 +132,6 @@ class ExoTrainer(Trainer):
             "bf16": self.args.bf16,
             "temperature": self.args.temperature,
             "groups_per_pass": self.args.per_device_train_batch_size,
-            "pad_id": self._pad_id,
         }
         reference = self.model if self._ref_model is None else self._ref_model.to(self.args.device)  # type: ignore[arg-type]
         self.train_dataset = add_reference(self.train_dataset, reference, report=self._report, **shared)
@@ -205,3 +203,8 @@ class ExoTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         """Groups in the passes of one step: an uneven last pass then weighs what it holds."""
         return sum(len(batch["prompt_lengths"]) for batch in batch_samples)
+
+
+def _tensors(groups: Sequence[Group]) -> dict[str, Tensor]:
+    """A batch as a data loader hands it on; a function of the module, so that worker processes can have it."""
+    return collate(groups).as_dict()

@@ -23,19 +23,22 @@ CHECKED = 4
 
 def describe(model: torch.nn.Module, *, bf16: bool, temperature: float) -> dict[str, Any]:
     """What reference log-probs depend on besides the tokens."""
-    precision = "bfloat16" if bf16 or next(model.parameters()).dtype == torch.bfloat16 else "float32"
-    return {"weights": fingerprint(model), "precision": precision, "temperature": temperature}
+    return {"weights": fingerprint(model), "precision": _precision(model, bf16), "temperature": temperature}
+
+
+def _precision(model: torch.nn.Module, bf16: bool) -> str:
+    return "bfloat16" if bf16 or next(model.parameters()).dtype == torch.bfloat16 else "float32"
 
 
 def logprobs_of(
-    groups: Sequence[Group], model: torch.nn.Module, *, bf16: bool, temperature: float, pad_id: int = 0
+    groups: Sequence[Group], model: torch.nn.Module, *, bf16: bool, temperature: float
 ) -> list[tuple[float, ...]]:
     """log pi(y_k|x) of each group's completions, without gradients and dropout, in one pass."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), autocast(next(model.parameters()).device, bf16=bf16):
-            values = completion_logprobs(model, collate(groups, pad_id=pad_id), temperature=temperature).tolist()
+            values = completion_logprobs(model, collate(groups), temperature=temperature).tolist()
     finally:
         model.train(training)
     return [tuple(row[: group.k]) for group, row in zip(groups, values, strict=True)]
@@ -48,7 +51,6 @@ def add_reference(
     bf16: bool,
     temperature: float,
     groups_per_pass: int = 1,
-    pad_id: int = 0,
     report: Callable[[int], None] | None = None,
 ) -> list[Group]:
     """Give every group that lacks them its reference log-probs; those that are there must be this model's.
@@ -59,7 +61,6 @@ def add_reference(
         bf16: compute under bfloat16 autocast.
         temperature: as in the objective.
         groups_per_pass: groups in one forward pass.
-        pad_id: fills unused places.
         report: called with the number of groups done.
 
     Raises:
@@ -76,7 +77,7 @@ def add_reference(
             )
     for start in range(0, len(missing), groups_per_pass):
         chosen = missing[start : start + groups_per_pass]
-        values = logprobs_of([done[i] for i in chosen], model, bf16=bf16, temperature=temperature, pad_id=pad_id)
+        values = logprobs_of([done[i] for i in chosen], model, bf16=bf16, temperature=temperature)
         for i, row in zip(chosen, values, strict=True):
             if not all(map(math.isfinite, row)):
                 raise TrainingError(
@@ -96,7 +97,6 @@ def check_agreement(
     bf16: bool,
     temperature: float,
     groups_per_pass: int = 1,
-    pad_id: int = 0,
 ) -> float:
     """Before the first step the policy is the reference, so that every log-ratio must be 0 but for rounding.
 
@@ -106,19 +106,20 @@ def check_agreement(
     Raises:
         TrainingError: if one is above the tolerance, saying what differs: weights, precision or temperature.
     """
-    record = describe(policy, bf16=bf16, temperature=temperature)
+    tolerance = TOLERANCE[_precision(policy, bf16)]
     passes = [groups[i : i + groups_per_pass] for i in range(0, len(groups), groups_per_pass)]
     chosen = passes[:: max(1, len(passes) // CHECKED)][:CHECKED]
     largest = 0.0
     for batch in chosen:
-        values = logprobs_of(batch, policy, bf16=bf16, temperature=temperature, pad_id=pad_id)
+        values = logprobs_of(batch, policy, bf16=bf16, temperature=temperature)
         for group, row in zip(batch, values, strict=True):
             assert group.reference_logprobs is not None
             assert group.completion_ids is not None
             for k, (ours, theirs) in enumerate(zip(row, group.reference_logprobs, strict=True)):
                 difference = abs(ours - theirs)
-                allowed = TOLERANCE[record["precision"]] * math.sqrt(len(group.completion_ids[k]))
+                allowed = tolerance * math.sqrt(len(group.completion_ids[k]))
                 if not difference <= allowed:
+                    record = describe(policy, bf16=bf16, temperature=temperature)
                     raise TrainingError(
                         f"{group.where}, completion {k + 1}: before the first step the policy's log-prob is {ours:.4f} and"
                         f" the reference's {theirs:.4f}; they may differ by {allowed:.4f}. {_difference(group, record)}"
