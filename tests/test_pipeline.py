@@ -150,7 +150,7 @@ def test_groups_with_rewards_run_from_a_file(recipe, tmp_path):
     (tmp_path / "k.jsonl").write_text("\n".join(map(json.dumps, rows)))
     values = {
         "name": "k", "out": "k", "model": recipe().model.model_dump(), "data": {"train": "k.jsonl"},
-        "align": {"learning_rate": 0.003, "epochs": 5, "groups_per_step": 2, "groups_per_pass": 2},
+        "align": {"learning_rate": 0.003, "epochs": 5, "groups_per_step": 2},
     }  # fmt: skip
     metrics = run(build_recipe(values), show=False)["metrics"]
     assert metrics["train"]["loss_after"] < metrics["train"]["loss_before"]

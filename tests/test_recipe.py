@@ -207,11 +207,6 @@ def test_a_misspelt_section_stands_before_the_one_that_it_makes_missing(write):
             11,
             "align: `epsilon` is 0 with exo_pref",
         ),
-        (
-            GOOD + "align:\n  groups_per_pass: 3\n  groups_per_step: 8\n",
-            10,
-            "align: `groups_per_step` (8) is no multiple",
-        ),
     ],
 )
 def test_settings_that_do_not_fit_are_told_with_the_line_at_fault(write, text, line, message):
@@ -411,7 +406,8 @@ def test_paths_of_overrides_are_relative_to_the_working_directory(write):
         ("align.beta_R=1", "override 'align.beta_R=1': unknown key `align.beta_R`; did you mean `beta_r`?"),
         ("algin.beta_r=1", "override 'algin.beta_r=1': unknown key `algin`; did you mean `align`?"),
         ("align.beta_r=half", "override 'align.beta_r=half': `align.beta_r` is 'half'; input should be a valid number"),
-        ("align.groups_per_pass=3", "override 'align.groups_per_pass=3': align: `groups_per_step` (8) is no multiple"),
+        ("align.max_tokens_per_pass=none", "override 'align.max_tokens_per_pass=none': `align.max_tokens_per_pass"),
+        ("align.max_tokens_per_pass=0", "override 'align.max_tokens_per_pass=0': `align.max_tokens_per_pass"),
         (
             "align.objective=exo_pref",
             "override 'align.objective=exo_pref': `align.objective` is exo_pref, which learns",

@@ -71,8 +71,8 @@ class RewardSection(Section):
 class AlignSection(Section):
     """The objective and its optimisation.
 
-    `groups_per_pass` groups go through the model at once and `groups_per_step` make one optimizer step: memory grows with the
-    first, and the result depends on the second only.
+    `groups_per_step` groups make one optimizer step; `max_tokens_per_pass` tokens go through the model at once (`auto`: as many
+    as are of use and fit into memory). Memory grows with the second, and the result depends on the first only.
     `trainer` holds any further argument of transformers' `TrainingArguments`.
     """
 
@@ -84,7 +84,7 @@ class AlignSection(Section):
     learning_rate: Positive = 1e-6
     epochs: Positive = 1.0
     groups_per_step: Count = 8
-    groups_per_pass: Count = 1
+    max_tokens_per_pass: Count | Literal["auto"] = "auto"
     trainer: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -97,10 +97,6 @@ class AlignSection(Section):
         unread = {"beta_r"} if self.objective.endswith("_pref") else {"epsilon"}
         for name in sorted(unread & self.model_fields_set):
             raise ValueError(f"`{name}` has no effect with {self.objective}; leave it out")
-        if self.groups_per_step % self.groups_per_pass:
-            raise ValueError(
-                f"`groups_per_step` ({self.groups_per_step}) is no multiple of `groups_per_pass` ({self.groups_per_pass})"
-            )
         return self
 
 

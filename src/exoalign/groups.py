@@ -174,6 +174,28 @@ class GroupBatch:
         b, k = self.completion_lengths.shape
         return b, k
 
+    def take(self, groups: Sequence[int], completions: Sequence[int] | None = None) -> GroupBatch:
+        """Some groups of the batch, of them some completions (all K when None), padded no longer than they need.
+
+        The winner stays only with all completions: it is an index into them.
+        """
+        rows = list(groups)
+        columns = list(range(self.shape[1])) if completions is None else list(completions)
+        lengths = self.completion_lengths[rows][:, columns]
+
+        def per_completion(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values[rows][:, columns]
+
+        return GroupBatch(
+            prompt_ids=self.prompt_ids[rows, : int(self.prompt_lengths[rows].max())],
+            prompt_lengths=self.prompt_lengths[rows],
+            completion_ids=self.completion_ids[rows][:, columns, : int(lengths.max())],
+            completion_lengths=lengths,
+            rewards=per_completion(self.rewards),
+            winner=None if self.winner is None or completions is not None else self.winner[rows],
+            reference_logprobs=per_completion(self.reference_logprobs),
+        )
+
     def as_dict(self) -> dict[str, torch.Tensor]:
         """The tensors by name, None left out: what a data loader hands on and `GroupBatch(**inputs)` takes back."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -42,6 +42,14 @@ def sequence_logprob(model, prompt, completion, temperature=1.0):
     return sum(logp[len(prompt) + t - 1, token] for t, token in enumerate(completion))
 
 
+def budget(groups, passes):
+    """Tokens with which every group makes a pass of its own, or (each K is 2 at least) several."""
+    if passes is None:
+        return None
+    size = max if passes == "parts" else sum
+    return max(len(group.prompt_ids) + size(map(len, group.completion_ids)) for group in groups)
+
+
 def mean_loss(model, reference, groups, loss, temperature=1.0):
     total = 0.0
     for group in groups:
@@ -67,8 +75,11 @@ def dpo_by_hand(rho, group, beta_pi=0.5):
     return -torch.nn.functional.logsigmoid(beta_pi * difference)
 
 
+@pytest.mark.parametrize("passes", [None, "one group", "parts"])
 @pytest.mark.parametrize(("batch", "accumulation"), [(6, 1), (1, 6), (2, 3), (4, 2)], ids=str)
-def test_one_step_is_the_gradient_of_the_mean_over_groups(tiny_model, tiny_tokenizer, tmp_path, batch, accumulation):
+def test_one_step_is_the_gradient_of_the_mean_over_groups(
+    tiny_model, tiny_tokenizer, tmp_path, batch, accumulation, passes
+):
     """6 groups in one step: however they are cut into passes (4 + 2 is uneven), SGD moves by lr * the same gradient."""
     groups = tokenize(rewarded(6), tiny_tokenizer)
     expected = copy.deepcopy(tiny_model)
@@ -76,6 +87,7 @@ def test_one_step_is_the_gradient_of_the_mean_over_groups(tiny_model, tiny_token
     args = arguments(
         tmp_path, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, lr_scheduler_type="constant", beta_r=0.3,
         per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        max_tokens_per_pass=budget(groups, passes),
     )  # fmt: skip
     trainer = ExoTrainer(tiny_model, args, groups, processing_class=tiny_tokenizer)
     trainer.train()

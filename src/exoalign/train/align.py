@@ -12,6 +12,7 @@ Ten lines align a model::
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,10 +27,12 @@ from exoalign.data.tokenize import tokenize
 from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch, check_groups
 from exoalign.logprobs.engine import completion_logprobs
+from exoalign.logprobs.passes import budget_for, logprobs_in_passes
 from exoalign.losses import OBJECTIVES, policy_log_probs, preference_target, reward_target
 from exoalign.models import autocast, load_model, load_tokenizer, without_dropout
 from exoalign.train.arguments import ExoConfig
 from exoalign.train.diagnostics import Finding, refuse_lost_updates, step_metrics, target_findings
+from exoalign.train.gradient import accumulate
 from exoalign.train.reference import add_reference, check_agreement
 
 if TYPE_CHECKING:
@@ -94,6 +97,7 @@ class ExoTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._groups = 0
         self._prepared = False
+        self._budget: int | None = None
         self.findings: list[Finding] = []
         super().__init__(
             model=model,
@@ -131,7 +135,7 @@ class ExoTrainer(Trainer):
         shared: dict[str, Any] = {
             "bf16": self.args.bf16,
             "temperature": self.args.temperature,
-            "groups_per_pass": self.args.per_device_train_batch_size,
+            "max_tokens": self._tokens_per_pass(),
         }
         reference = self.model if self._ref_model is None else self._ref_model.to(self.args.device)  # type: ignore[arg-type]
         self.train_dataset = add_reference(self.train_dataset, reference, report=self._report, **shared)
@@ -142,6 +146,37 @@ class ExoTrainer(Trainer):
             logger.info("policy and reference agree before step 1: largest |log-ratio| %.2g nats", largest)
         self._prepared = True
 
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward over the groups of a step, in passes of at most `max_tokens_per_pass` tokens."""
+        model.train()
+        prepare = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
+        if callable(prepare):
+            prepare()
+        batch = GroupBatch(**self._prepare_inputs(inputs))
+
+        def backward(loss: Tensor, last: bool) -> None:  # several processes exchange gradients after the last pass only
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                self.accelerator.backward(loss)
+
+        return accumulate(
+            model,
+            batch,
+            lambda logprobs, part: self._losses(model, logprobs, part),
+            total=batch.shape[0] if num_items_in_batch is None else num_items_in_batch,
+            max_tokens=self._tokens_per_pass(),
+            temperature=self.args.temperature,
+            bf16=self.args.bf16,
+            repeatable=self.args.disable_dropout,
+            backward=backward,
+        )
+
+    def _tokens_per_pass(self) -> int:
+        if self._budget is None:
+            self._budget = budget_for([*self.train_dataset, *(self.eval_dataset or [])], self.args.max_tokens_per_pass)
+        return self._budget
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -151,21 +186,37 @@ class ExoTrainer(Trainer):
     ) -> Any:
         """The objective, summed over the groups of this pass and divided by the groups of the whole step."""
         batch = GroupBatch(**inputs)
-        if batch.reference_logprobs is None:
-            raise TrainingError("the groups have no reference log-probs; call train() or prepare_reference() first")
         with autocast(batch.prompt_ids.device, bf16=self.args.bf16):
             logprobs = completion_logprobs(model, batch, temperature=self.args.temperature)
+        losses = self._losses(model, logprobs, batch)
+        loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
+        return (loss, {"logprobs": logprobs}) if return_outputs else loss
+
+    def _losses(self, model: torch.nn.Module, logprobs: Tensor, batch: GroupBatch) -> Tensor:
+        """The objective of each group, [B], given its log-probs [B, K]."""
+        if batch.reference_logprobs is None:
+            raise TrainingError("the groups have no reference log-probs; call train() or prepare_reference() first")
         log_ratios = torch.where(batch.mask, logprobs - batch.reference_logprobs.to(logprobs.dtype), 0.0)
         losses = self.args.loss(log_ratios, batch)
-        if not bool(torch.isfinite(losses).all()):
+        for b in (~torch.isfinite(losses)).nonzero().flatten().tolist():
             raise TrainingError(
-                f"the loss at step {self.state.global_step + 1} is {losses.tolist()}: a weight or a log-prob is not finite;"
-                " lower learning_rate, or look at the data of this step; nothing was saved from it"
+                f"{self._name(batch, b)}: the loss at step {self.state.global_step + 1} is {losses[b].item()} and the log-probs"
+                f" are {[round(x, 3) for x in logprobs[b].tolist()]}: a weight or a log-prob is not finite; lower"
+                " learning_rate, or look at this group; nothing was saved from this step"
             )
         if model.training:
             self._note(losses, log_ratios, batch)
-        loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
-        return (loss, {"log_ratios": log_ratios}) if return_outputs else loss
+        return losses
+
+    def _name(self, batch: GroupBatch, b: int) -> str:
+        """Where a group of the batch comes from, found again by its tokens."""
+        prompt = tuple(batch.prompt_ids[b, : batch.prompt_lengths[b]].tolist())
+        lengths = [n for n in batch.completion_lengths[b].tolist() if n]
+        replies = tuple(tuple(batch.completion_ids[b, k, :n].tolist()) for k, n in enumerate(lengths))
+        for group in [*self.train_dataset, *(self.eval_dataset or [])]:
+            if group.prompt_ids == prompt and group.completion_ids == replies:
+                return group.where
+        return f"group {b + 1} of the batch"
 
     def _note(self, losses: Tensor, log_ratios: Tensor, batch: GroupBatch) -> None:
         log_ratios = log_ratios.detach()
@@ -196,9 +247,12 @@ class ExoTrainer(Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """The loss of a held-out batch; there are no labels to gather."""
-        with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+        batch = GroupBatch(**self._prepare_inputs(inputs))
+        with autocast(batch.prompt_ids.device, bf16=self.args.bf16):
+            logprobs = logprobs_in_passes(
+                model, batch, max_tokens=self._tokens_per_pass(), temperature=self.args.temperature
+            )
+        return self._losses(model, logprobs, batch).mean(), None, None
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         """Groups in the passes of one step: an uneven last pass then weighs what it holds."""

@@ -17,6 +17,9 @@ from exoalign.losses import OBJECTIVES
 class ExoConfig(TrainingArguments):
     """Arguments of `ExoTrainer`; batch sizes count groups (a prompt with its K completions).
 
+    `per_device_train_batch_size` groups (times `gradient_accumulation_steps`) make an optimizer step, in as many passes as
+    `max_tokens_per_pass` asks for: the step is the same whatever its passes, but for rounding.
+
     Defaults that differ from transformers' are the paper's: learning rate 1e-6, cosine, no warm-up, Adam (0.9, 0.95).
 
     Attributes:
@@ -26,6 +29,8 @@ class ExoConfig(TrainingArguments):
         epsilon: mass of the preference target on the loser; None takes the objective's own (1e-3 for exo_pref, 0 for
             dpo_pref).
         temperature: policy and reference logits are divided by it; the one that the completions were sampled at.
+        max_tokens_per_pass: tokens that go through the model at once, a prompt counted once; memory grows with it. None
+            takes as many as are of use.
         disable_dropout: switch dropout off, so that policy and reference see the same network.
 
     Raises:
@@ -37,6 +42,7 @@ class ExoConfig(TrainingArguments):
     beta_r: float = field(default=0.5, metadata={"help": "scale of the rewards in p"})
     epsilon: float | None = field(default=None, metadata={"help": "mass of the target on the loser"})
     temperature: float = field(default=1.0, metadata={"help": "logits are divided by it, policy and reference alike"})
+    max_tokens_per_pass: int | None = field(default=None, metadata={"help": "tokens that go through the model at once"})
     disable_dropout: bool = field(default=True, metadata={"help": "switch dropout off"})
 
     learning_rate: float = field(default=1e-6, metadata={"help": "peak learning rate"})
@@ -54,6 +60,10 @@ class ExoConfig(TrainingArguments):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ConfigError(f"{name} is {value}; expected a positive number")
+        if self.max_tokens_per_pass is not None and self.max_tokens_per_pass < 2:
+            raise ConfigError(
+                f"max_tokens_per_pass is {self.max_tokens_per_pass}; expected at least a prompt and its longest completion"
+            )
         if self.epsilon is None:
             self.epsilon = OBJECTIVES[self.objective].default_epsilon
         elif not 0 <= self.epsilon < 0.5:

@@ -12,7 +12,8 @@ import torch
 from exoalign.data.collate import collate
 from exoalign.errors import TrainingError
 from exoalign.groups import Group
-from exoalign.logprobs.engine import completion_logprobs
+from exoalign.logprobs.engine import shares_prefix
+from exoalign.logprobs.passes import budget_for, logprobs_in_passes, split
 from exoalign.models import autocast, fingerprint
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
@@ -31,14 +32,15 @@ def _precision(model: torch.nn.Module, bf16: bool) -> str:
 
 
 def logprobs_of(
-    groups: Sequence[Group], model: torch.nn.Module, *, bf16: bool, temperature: float
+    groups: Sequence[Group], model: torch.nn.Module, *, bf16: bool, temperature: float, max_tokens: int | None = None
 ) -> list[tuple[float, ...]]:
-    """log pi(y_k|x) of each group's completions, without gradients and dropout, in one pass."""
+    """log pi(y_k|x) of each group's completions, without gradients and dropout, in passes of `max_tokens` tokens."""
+    most = budget_for(groups, max_tokens)
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), autocast(next(model.parameters()).device, bf16=bf16):
-            values = completion_logprobs(model, collate(groups), temperature=temperature).tolist()
+            values = logprobs_in_passes(model, collate(groups), max_tokens=most, temperature=temperature).tolist()
     finally:
         model.train(training)
     return [tuple(row[: group.k]) for group, row in zip(groups, values, strict=True)]
@@ -50,7 +52,7 @@ def add_reference(
     *,
     bf16: bool,
     temperature: float,
-    groups_per_pass: int = 1,
+    max_tokens: int | None = None,
     report: Callable[[int], None] | None = None,
 ) -> list[Group]:
     """Give every group that lacks them its reference log-probs; those that are there must be this model's.
@@ -60,7 +62,7 @@ def add_reference(
         model: the reference.
         bf16: compute under bfloat16 autocast.
         temperature: as in the objective.
-        groups_per_pass: groups in one forward pass.
+        max_tokens: tokens in one forward pass; None takes as many as are of use.
         report: called with the number of groups done.
 
     Raises:
@@ -75,9 +77,10 @@ def add_reference(
             raise TrainingError(
                 f"{group.where}: its reference log-probs are of something else. {_difference(group, record)}"
             )
-    for start in range(0, len(missing), groups_per_pass):
-        chosen = missing[start : start + groups_per_pass]
-        values = logprobs_of([done[i] for i in chosen], model, bf16=bf16, temperature=temperature)
+    for chosen in _together(done, missing, model, max_tokens):
+        values = logprobs_of(
+            [done[i] for i in chosen], model, bf16=bf16, temperature=temperature, max_tokens=max_tokens
+        )
         for i, row in zip(chosen, values, strict=True):
             if not all(map(math.isfinite, row)):
                 raise TrainingError(
@@ -90,13 +93,24 @@ def add_reference(
     return done
 
 
+def _together(
+    groups: Sequence[Group], chosen: Sequence[int], model: torch.nn.Module, max_tokens: int | None
+) -> list[list[int]]:
+    """Indices of groups that fill a pass together, or of one group that fills several."""
+    prompts = [len(groups[i].prompt_ids or ()) for i in chosen]
+    completions = [[len(ids) for ids in groups[i].completion_ids or ()] for i in chosen]
+    most = budget_for([groups[i] for i in chosen], max_tokens)
+    sets = split(prompts, completions, most, shared=shares_prefix(model))
+    return [[chosen[i] for i in passes[0].groups] for passes in sets]
+
+
 def check_agreement(
     groups: Sequence[Group],
     policy: torch.nn.Module,
     *,
     bf16: bool,
     temperature: float,
-    groups_per_pass: int = 1,
+    max_tokens: int | None = None,
 ) -> float:
     """Before the first step the policy is the reference, so that every log-ratio must be 0 but for rounding.
 
@@ -107,12 +121,9 @@ def check_agreement(
         TrainingError: if one is above the tolerance, saying what differs: weights, precision or temperature.
     """
     tolerance = TOLERANCE[_precision(policy, bf16)]
-    passes = [groups[i : i + groups_per_pass] for i in range(0, len(groups), groups_per_pass)]
-    chosen = passes[:: max(1, len(passes) // CHECKED)][:CHECKED]
     largest = 0.0
-    for batch in chosen:
-        values = logprobs_of(batch, policy, bf16=bf16, temperature=temperature)
-        for group, row in zip(batch, values, strict=True):
+    for group in groups[:: max(1, len(groups) // CHECKED)][:CHECKED]:
+        for row in logprobs_of([group], policy, bf16=bf16, temperature=temperature, max_tokens=max_tokens):
             assert group.reference_logprobs is not None
             assert group.completion_ids is not None
             for k, (ours, theirs) in enumerate(zip(row, group.reference_logprobs, strict=True)):

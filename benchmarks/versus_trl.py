@@ -1,0 +1,95 @@
+"""Exoalign against TRL's DPOTrainer with its EXO loss: the same rows, batch, optimizer and precision, in one run.
+
+    python benchmarks/versus_trl.py --json results.json                 # all cases, 5 rounds, about an hour on two cores
+    python benchmarks/versus_trl.py --case k8_long_prompt --rounds 1
+
+One process a measurement, ABAB order; a round that warms the machine is dropped. Needs the development environment with
+`pip install -e '.[bench]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cases import CASES, DATA
+
+from exoalign.models import resolve
+
+HERE = Path(__file__).parent
+
+
+def measured(side: str, case: str, model: str, data: Path) -> dict[str, float]:
+    """One measurement in a process of its own.
+
+    Raises:
+        SystemExit: with what it said, if it failed.
+    """
+    command = [sys.executable, str(HERE / "sides.py"), side, case, model, str(data)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{side} on {case} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Median ratios over the rounds with their range, and both sides' medians."""
+    speed = [r["ours"]["per_second"] / r["trl"]["per_second"] for r in rounds]
+    memory = [r["ours"]["peak_bytes"] / r["trl"]["peak_bytes"] for r in rounds]
+    sides = {
+        side: {key: statistics.median(r[side][key] for r in rounds) for key in ("seconds", "per_second", "peak_bytes")}
+        for side in ("ours", "trl")
+    }
+    return {
+        "speedup": statistics.median(speed),
+        "speedup_range": [min(speed), max(speed)],
+        "memory_ratio": statistics.median(memory),
+        "memory_ratio_range": [min(memory), max(memory)],
+        **sides,
+        "rounds": rounds,
+    }
+
+
+def main() -> None:
+    """Measure, print a table, write JSON after each case."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--case", choices=list(CASES), help="this case only")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides (default 5)")
+    parser.add_argument("--model", default="demo", help="a folder, a hub id or `demo`")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the data")
+    options = parser.parse_args()
+    model = resolve(options.model)
+    results: dict[str, Any] = {}
+    for name in [options.case] if options.case else CASES:
+        case, rounds = CASES[name], []
+        for number in range(options.rounds):
+            began = time.perf_counter()
+            rounds.append({side: measured(side, name, model, options.data) for side in ("ours", "trl")})
+            now, a, b = summary(rounds), rounds[-1]["ours"], rounds[-1]["trl"]
+            sys.stderr.write(
+                f"{name} round {number + 1}: {a['seconds']:.1f} s against {b['seconds']:.1f} s,"
+                f" {a['peak_bytes'] / 1e9:.2f} against {b['peak_bytes'] / 1e9:.2f} GB"
+                f" ({time.perf_counter() - began:.0f} s)\n"
+            )
+        results[name] = {"what": case.what, "unit": case.unit, **now}
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1))
+        low, high = now["speedup_range"]
+        sys.stdout.write(
+            f"{name:15} {now['speedup']:5.2f}x the {case.unit} a second ({low:.2f} to {high:.2f}),"
+            f" {now['memory_ratio']:.3f} of the peak memory: {now['ours']['per_second']:.2f} against"
+            f" {now['trl']['per_second']:.2f} a second, {now['ours']['peak_bytes'] / 1e9:.2f} against"
+            f" {now['trl']['peak_bytes'] / 1e9:.2f} GB\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
