@@ -1,11 +1,12 @@
-"""Attention over a packed row (see `pack`): each completion sees its group's prompt and itself, and nothing else is computed.
+"""Attention over a packed row (see `pack`): each segment sees its ancestors and itself, and nothing else is computed.
 
 Registered with transformers as `exoalign`. Without a `layout` among the forward arguments it attends as `sdpa` does, or as
 `eager` where scores are capped or share the softmax with a sink, so that a model set to it generates and evaluates as ever.
-With one, a group's prompt is one causal call and its completions, padded to the longest, one batched call against the prompt's
-keys and their own.
+With one, a segment without ancestors is one causal call, and segments that continue one path are one batched call, padded to
+the longest, against the path's keys and their own.
 
-Shape legend: H heads, G key-value heads, N packed tokens, D head size, C completions, P prompt tokens, L longest completion.
+Shape legend: H heads, G key-value heads, N packed tokens, D head size, C children of a branch, A tokens of their ancestors,
+L tokens of the longest child.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from exoalign.logprobs.pack import Layout, Span
+from exoalign.logprobs.pack import Branch, Layout
 
 NAME = "exoalign"
 
@@ -66,19 +67,25 @@ def shared_prefix_attention(
     if unknown:
         raise NotImplementedError(f"attention with {', '.join(unknown)} cannot share a prompt")
     parts = []
-    for number, span in enumerate(layout.spans):
+    for number, branch in enumerate(layout.branches):
         block = _block_of(layout, number, sliding_window, query.device)
-        q, k, v = (x[:, :, span.start : span.end] for x in (query, key, value))
-        parts.append(attend(q, k, v, block.prompt_mask, **extra))
-        if not span.completions:
+        if len(branch.children) == 1:
+            q, k, v = (x[:, :, branch.start : branch.end] for x in (query, key, value))
+            if branch.ancestors:
+                k, v = (torch.cat([*_above(branch, x), own], 2) for x, own in ((key, k), (value, v)))
+            parts.append(attend(q, k, v, block.mask, **extra))
             continue
-        q, own_k, own_v = (x[0][:, block.index].transpose(0, 1) for x in (query, key, value))  # [C, H, L, D]
-        c = len(block.index)
-        keys = torch.cat([k.expand(c, -1, -1, -1), own_k], 2)
-        values = torch.cat([v.expand(c, -1, -1, -1), own_v], 2)
-        out = attend(q, keys, values, block.mask, **extra)
+        q, k, v = (x[0][:, block.index].transpose(0, 1) for x in (query, key, value))  # [C, H, L, D]
+        shared = [[part.expand(len(q), -1, -1, -1) for part in _above(branch, x)] for x in (key, value)]
+        k, v = (torch.cat([*above, own], 2) for above, own in zip(shared, (k, v), strict=True))
+        out = attend(q, k, v, block.mask, **extra)
         parts.append(out.transpose(0, 1).flatten(1, 2)[:, block.real][None])  # [1, H, tokens, D]
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _above(branch: Branch, x: Tensor) -> list[Tensor]:
+    """The ancestors' part of x [1, G, N, D], a piece for each."""
+    return [x[:, :, start:end] for start, end in branch.ancestors]
 
 
 def _sdpa(
@@ -129,15 +136,14 @@ def _written_out(
 
 @dataclass(frozen=True)
 class Block:
-    """What the attention of one group needs, for one window.
+    """What the attention of one branch needs, for one window.
 
-    `prompt_mask` [P, P], None where it is plainly causal; `index` [C, L] of the completions' tokens in the row; `mask`
-    [C, 1, L, P + L] of what they see; `real` [tokens], where they stand in the flattened [C * L].
+    `mask` of what its tokens see, [L, A + L] for one child and [C, 1, L, A + L] for several, None where it is plainly causal;
+    `index` [C, L] of the children's tokens in the row; `real` [tokens], where they stand in the flattened [C * L].
     """
 
-    prompt_mask: Tensor | None
+    mask: Tensor | None
     index: Tensor
-    mask: Tensor
     real: Tensor
 
 
@@ -148,28 +154,25 @@ def visible(query_position: Tensor, key_position: Tensor, window: int | None) ->
 
 
 def _block_of(layout: Layout, number: int, window: int | None, device: torch.device) -> Block:
-    """The block of a group, made once a pass for all layers with this window."""
+    """The block of a branch, made once a pass for all layers with this window."""
     if (number, window) not in layout.blocks:
-        layout.blocks[number, window] = _block(layout.spans[number], window, device)
+        layout.blocks[number, window] = _block(layout.branches[number], window, device)
     return layout.blocks[number, window]
 
 
-def _block(span: Span, window: int | None, device: torch.device) -> Block:
-    p = span.end - span.start
-    prompt = torch.arange(p)
-    prompt_mask = None if window is None or window >= p else visible(prompt[:, None], prompt, window).to(device)
-    lengths = torch.tensor([e - s for s, e in span.completions], dtype=torch.long)
-    starts = torch.tensor([s for s, _ in span.completions], dtype=torch.long)
-    step = torch.arange(int(lengths.max()) if len(lengths) else 0)
+def _block(branch: Branch, window: int | None, device: torch.device) -> Block:
+    lengths = torch.tensor([end - start for start, end in branch.children])
+    starts = torch.tensor([start for start, _ in branch.children])
+    longest = int(lengths.max())
+    step = torch.arange(longest)
     real = step < lengths[:, None]
-    position = p + step
-    seen = visible(position[:, None], torch.cat([prompt, position]), window)  # [L, P + L]
-    return Block(
-        prompt_mask,
-        index=torch.where(real, starts[:, None] + step, starts[:, None]).to(device),
-        mask=seen.to(device)[None, None].expand(len(lengths), 1, -1, -1),
-        real=real.flatten().nonzero().squeeze(1).to(device),
-    )
+    index = torch.where(real, starts[:, None] + step, starts[:, None])
+    mask = None
+    if branch.ancestors or (window is not None and window < longest):
+        position = torch.arange(branch.depth + longest)
+        mask = visible(position[branch.depth :, None], position, window).to(device)
+        mask = mask if len(lengths) == 1 else mask[None, None].expand(len(lengths), 1, -1, -1)
+    return Block(mask, index.to(device), real.flatten().nonzero().squeeze(1).to(device))
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

@@ -55,10 +55,8 @@ def completion_logprobs(model: torch.nn.Module, batch: GroupBatch, *, temperatur
 
 
 def _shared(model: torch.nn.Module, packed: Pack, shape: tuple[int, int], temperature: float) -> Tensor:
-    b, k = shape
     hidden, head = _hidden(model, packed)
-    tokens = token_logprobs(hidden, head, packed.targets, temperature=temperature)
-    return tokens.new_zeros(b * k).index_add(0, packed.owner, tokens).view(b, k)
+    return packed.sums(token_logprobs(hidden, head, packed.targets, temperature=temperature), shape)
 
 
 @torch.no_grad()
@@ -68,7 +66,6 @@ def compare_policies(
     """Log-ratio and exact per-step KL of each completion: see `rows.compare_policies`, whose fast twin this is."""
     if not (shares_prefix(policy) and shares_prefix(reference)):
         return rows.compare_policies(policy, reference, batch, temperature=temperature)
-    b, k = batch.shape
     packed = pack(batch).to(_device(policy))
     hidden, head = _hidden(policy, packed)
     other_hidden, other_head = _hidden(reference, packed)
@@ -76,10 +73,8 @@ def compare_policies(
         other_hidden, other_head, packed.targets, temperature=temperature
     )
     kl = token_kl(hidden, head, other_hidden, other_head, temperature=temperature)
-    sums = [
-        torch.zeros(b * k, dtype=torch.float64).index_add(0, packed.owner.cpu(), x.double().cpu()) for x in (ratio, kl)
-    ]
-    return sums[0].view(b, k), sums[1].view(b, k)
+    packed = packed.to(torch.device("cpu"))
+    return packed.sums(ratio.double().cpu(), batch.shape), packed.sums(kl.double().cpu(), batch.shape)
 
 
 def _state(model: Any) -> object:
@@ -127,7 +122,7 @@ def _other_head(model: Any, packed: Pack) -> str:
     """Whether the model finishes its logits some other way than `head_of` read: told even where 16 bits blur the sums."""
     head = head_of(model)
     assert head is not None
-    ids = packed.input_ids[:, : packed.layout.spans[0].end]
+    ids = packed.input_ids[:, : packed.layout.branches[0].end]
     theirs = model(input_ids=ids, use_cache=False).logits[0].float()
     ours = head.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[0]
     if (ours - theirs).abs().max() <= 0.01 * theirs.abs().max():

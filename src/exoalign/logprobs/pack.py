@@ -1,14 +1,17 @@
-"""Shared-prefix packing: one row that holds each group's prompt once, then its completions, with no padding.
+"""Shared-prefix packing: one row that holds what several completions begin with once, and has no padding.
 
-Every completion keeps the positions it would have had right after the prompt and attends to the prompt and to itself. Its
-last token is left out: nothing is predicted from it. The first token of every completion is predicted from the prompt's last.
+The row is a forest of segments. A segment sees its ancestors and, causally, itself, at the positions that continue theirs. A
+group's prompt is a segment whose children are the completions; a stem that several completions begin with is split off where
+that saves tokens, and so is a prefix of all prompts of the row, such as a system prompt. The last token of a completion is left
+out, unless another goes on there: nothing is predicted from it. The first token of a segment is predicted from the last of its
+parent. A group's own segments do not depend on what it is packed with, only the prefix of all prompts does.
 
-Shape legend: B groups, K completions, N packed tokens, M completion tokens (all that are predicted), C completions of a group.
+Shape legend: B groups, K completions, N packed tokens, M predicted tokens, S terms: the sum of all completion lengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,45 +19,66 @@ import torch
 from torch import Tensor
 
 from exoalign.groups import GroupBatch
+from exoalign.logprobs.trie import Node, batches, common_prefix, trie
+
+SYSTEM = 16
+"""A prefix of all prompts is shared from so many tokens on: a beginning-of-text token or two words are not worth a segment."""
+
+Bounds = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Span:
-    """Where one group stands in the row: the prompt's tokens, and [start, end) of each completion that has more than one."""
+class Branch:
+    """Segments that continue one path, attended to in one call; each is [start, end) of the row.
 
-    start: int
-    end: int
-    completions: tuple[tuple[int, int], ...]
+    `ancestors` from the root on; their lengths add up to the position of each child's first token. The children stand next to
+    each other; there is one where there are no ancestors.
+    """
+
+    ancestors: tuple[Bounds, ...]
+    children: tuple[Bounds, ...]
 
     @property
-    def stop(self) -> int:
-        """One past the group's last token."""
-        return self.completions[-1][1] if self.completions else self.end
+    def start(self) -> int:
+        """The first child's first token."""
+        return self.children[0][0]
+
+    @property
+    def end(self) -> int:
+        """One past the last child's last token."""
+        return self.children[-1][1]
+
+    @property
+    def depth(self) -> int:
+        """Tokens of all ancestors together."""
+        return sum(end - start for start, end in self.ancestors)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The structure of a packed row, handed through the model to its attention.
+    """The structure of a packed row, handed through the model to its attention: branches in the order of the row.
 
-    `blocks` caches what the attention derives from it for group number i and a window, once a pass for all layers.
+    `blocks` caches what the attention derives from it for branch number i and a window, once a pass for all layers.
     """
 
-    spans: tuple[Span, ...]
+    branches: tuple[Branch, ...]
     blocks: dict[tuple[int, int | None], Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A packed row: `input_ids`, `position_ids` [1, N]; `predictors`, `targets`, `owner` [M]; `layout`.
+    """A packed row: `input_ids`, `position_ids` [1, N]; `predictors`, `targets` [M]; `term`, `owner` [S]; `layout`.
 
-    Token m of the completions is `targets[m]`, predicted from the hidden state at `predictors[m]`, and belongs to the
-    completion with the flat index `owner[m]` = b * K + k.
+    Predicted token m is `targets[m]`, predicted from the hidden state at `predictors[m]`. It may belong to several completions:
+    the one with the flat index `owner[s]` = b * K + k has the token `term[s]`, so that a completion's log-prob is the sum of
+    the log-probs of its terms (`sums`).
     """
 
     input_ids: Tensor
     position_ids: Tensor
     predictors: Tensor
     targets: Tensor
+    term: Tensor
     owner: Tensor
     layout: Layout
 
@@ -63,6 +87,11 @@ class Pack:
         """[1, 1, 1, 1]: transformers takes a mask of four dimensions as it is and makes none of N x N."""
         return self.input_ids.new_ones((1, 1, 1, 1), dtype=torch.bool)
 
+    def sums(self, tokens: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Summed over each completion's tokens: [M] -> [B, K], 0 where a completion is absent."""
+        b, k = shape
+        return tokens.new_zeros(b * k).index_add(0, self.owner, tokens[self.term]).view(b, k)
+
     def to(self, device: torch.device) -> Pack:
         """The same on another device."""
         return Pack(
@@ -70,49 +99,105 @@ class Pack:
             self.position_ids.to(device),
             self.predictors.to(device),
             self.targets.to(device),
+            self.term.to(device),
             self.owner.to(device),
             self.layout,
         )
 
 
+def packed_tokens(prompt_length: int, completion_lengths: Sequence[int]) -> int:
+    """At most so many tokens of a row does a group take; lengths of absent completions (0) count nothing."""
+    present = [n for n in completion_lengths if n]
+    return prompt_length + sum(present) - len(present) if present else 0
+
+
 def pack(batch: GroupBatch) -> Pack:
     """Pack the real completions of a batch into one row, on the CPU."""
-    k = batch.shape[1]
-    ids: list[int] = []
-    positions: list[int] = []
-    predictors: list[int] = []
-    targets: list[int] = []
-    owner: list[int] = []
-    spans = []
-    for b, prompt, completions in _tokens(batch):
-        start = len(ids)
-        ids += prompt
-        positions += range(len(prompt))
-        end, bounds = len(ids), []
-        for j, completion in completions:
-            s = len(ids)
-            ids += completion[:-1]
-            positions += range(len(prompt), len(prompt) + len(completion) - 1)
-            if len(completion) > 1:
-                bounds.append((s, len(ids)))
-            predictors += [end - 1, *range(s, len(ids))]
-            targets += completion
-            owner += [b * k + j] * len(completion)
-        spans.append(Span(start, end, tuple(bounds)))
-    return Pack(
-        torch.tensor([ids], dtype=torch.long),
-        torch.tensor([positions], dtype=torch.long),
-        torch.tensor(predictors, dtype=torch.long),
-        torch.tensor(targets, dtype=torch.long),
-        torch.tensor(owner, dtype=torch.long),
-        Layout(tuple(spans)),
-    )
+    row = _Row()
+    groups = list(_tokens(batch))
+    prompts = [prompt for _, prompt, _ in groups]
+    # the last token of a prompt stays with its group, so that no prompt is empty
+    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+    system: tuple[Bounds, ...] = ()
+    if shared >= SYSTEM:
+        system = (row.add((), [prompts[0][:shared]])[0],)
+    for b, prompt, completions in groups:
+        path = (*system, row.add(system, [prompt[len(prompts[0][:shared]) if system else 0 :]])[0])
+        row.add_completions(path, completions, b * batch.shape[1])
+    return row.packed()
 
 
-def _tokens(batch: GroupBatch) -> Iterator[tuple[int, list[int], list[tuple[int, list[int]]]]]:
-    """(b, prompt, [(k, completion)]) of every group that has a completion."""
+@dataclass
+class _Row:
+    """A row in the making."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    predictors: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    term: list[int] = field(default_factory=list)
+    owner: list[int] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
+
+    def add(self, ancestors: tuple[Bounds, ...], children: Sequence[Sequence[int]]) -> list[Bounds]:
+        """Append a branch of segments with these tokens."""
+        depth = sum(end - start for start, end in ancestors)
+        bounds = []
+        for tokens in children:
+            bounds.append((len(self.ids), len(self.ids) + len(tokens)))
+            self.ids += tokens
+            self.positions += range(depth, depth + len(tokens))
+        self.branches.append(Branch(ancestors, tuple(bounds)))
+        return bounds
+
+    def add_completions(self, path: tuple[Bounds, ...], completions: dict[int, list[int]], first: int) -> None:
+        """Append the completions of one prompt, {k: tokens}; completion k has the flat index first + k."""
+        terms: dict[int, list[int]] = {k: [] for k in completions}
+        pending = [(path, trie(completions))]
+        while pending:
+            path, nodes = pending.pop(0)
+            depth, predictor = sum(end - start for start, end in path), path[-1][1] - 1
+            inputs = [(node, node.tokens if node.children else node.tokens[:-1]) for node in nodes]
+            bounds: dict[int, Bounds] = {}
+            inner = [(node, tokens) for node, tokens in inputs if tokens]
+            for some in batches([len(tokens) for _, tokens in inner], depth):
+                placed = self.add(path, [inner[i][1] for i in some])
+                bounds |= {id(inner[i][0]): b for i, b in zip(some, placed, strict=True)}
+            for node in nodes:
+                start, end = bounds.get(id(node), (0, 0))
+                self._predict(node, [predictor, *range(start, end)], terms)
+                if node.children:
+                    pending.append(((*path, (start, end)), node.children))
+        for k, ms in terms.items():
+            self.term += ms
+            self.owner += [first + k] * len(ms)
+
+    def _predict(self, node: Node, predictors: list[int], terms: dict[int, list[int]]) -> None:
+        m = len(self.targets)
+        self.targets += node.tokens
+        self.predictors += predictors[: len(node.tokens)]
+        for k in node.members:
+            terms[k] += range(m, len(self.targets))
+
+    def packed(self) -> Pack:
+        def tensor(numbers: list[int]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.long)
+
+        return Pack(
+            tensor(self.ids)[None],
+            tensor(self.positions)[None],
+            tensor(self.predictors),
+            tensor(self.targets),
+            tensor(self.term),
+            tensor(self.owner),
+            Layout(tuple(self.branches)),
+        )
+
+
+def _tokens(batch: GroupBatch) -> Iterator[tuple[int, list[int], dict[int, list[int]]]]:
+    """(b, prompt, {k: completion}) of every group that has a completion."""
     lengths = batch.completion_lengths.tolist()
     for b, n in enumerate(batch.prompt_lengths.tolist()):
         if any(lengths[b]):
             completions = batch.completion_ids[b].tolist()
-            yield b, batch.prompt_ids[b, :n].tolist(), [(j, completions[j][:m]) for j, m in enumerate(lengths[b]) if m]
+            yield b, batch.prompt_ids[b, :n].tolist(), {k: completions[k][:m] for k, m in enumerate(lengths[b]) if m}
