@@ -1,4 +1,4 @@
-"""The chunked head against the plain formula: one product, one log-softmax, autograd."""
+"""The tiled head against the plain formula: one product, one log-softmax, autograd."""
 
 import math
 
@@ -8,7 +8,7 @@ from architectures import build
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from exoalign.logprobs.head import Head, head_of, token_kl, token_logprobs
+from exoalign.logprobs.head import Head, head_of, token_comparison, token_entropy, token_logprobs
 
 M, E, V = 7, 4, 11  # positions, hidden size, vocabulary
 FINISHES = pytest.mark.parametrize(
@@ -16,7 +16,7 @@ FINISHES = pytest.mark.parametrize(
     [(1.0, None, 1.0), (1.0, None, 0.7), (0.25, None, 1.0), (1.0, 2.0, 1.0), (3.0, 1.5, 0.7)],
     ids=["plain", "temperature", "multiplier", "softcap", "all"],
 )
-CHUNKS = pytest.mark.parametrize("chunk", [1, 3, M, 100])
+TILES = pytest.mark.parametrize("tile", [(1, 1), (3, 4), (M, V), (100, 100)], ids=str)
 
 
 def numbers(*shape, seed=0):
@@ -41,15 +41,15 @@ def plain(hidden, weight, bias, multiplier=1.0, softcap=None, temperature=1.0):
 
 class TestTokenLogprobs:
     @FINISHES
-    @CHUNKS
+    @TILES
     @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-    def test_values_and_gradients_are_those_of_the_formula(self, multiplier, softcap, temperature, chunk, biased):
+    def test_values_and_gradients_are_those_of_the_formula(self, multiplier, softcap, temperature, tile, biased):
         hidden, weight, bias = leaves()
         inputs = [hidden, weight, *([bias] if biased else [])]
         bias = bias if biased else None
         truth = plain(hidden, weight, bias, multiplier, softcap, temperature)[torch.arange(M), TARGETS]
         head = Head(weight, bias, multiplier, softcap)
-        values = token_logprobs(hidden, head, TARGETS, temperature=temperature, chunk=chunk)
+        values = token_logprobs(hidden, head, TARGETS, temperature=temperature, tile=tile)
         torch.testing.assert_close(values, truth, rtol=1e-12, atol=1e-12)
         weights = torch.linspace(-1.0, 2.0, M, dtype=torch.float64)
         expected = torch.autograd.grad((truth * weights).sum(), inputs)
@@ -60,7 +60,7 @@ class TestTokenLogprobs:
     def test_gradients_are_those_of_finite_differences(self, multiplier, softcap, temperature):
         def f(hidden, weight, bias):
             head = Head(weight, bias, multiplier, softcap)
-            return token_logprobs(hidden, head, TARGETS, temperature=temperature, chunk=3)
+            return token_logprobs(hidden, head, TARGETS, temperature=temperature, tile=(3, 4))
 
         assert torch.autograd.gradcheck(f, leaves())
 
@@ -74,13 +74,31 @@ class TestTokenLogprobs:
     @pytest.mark.parametrize("frozen", [0, 1, 2], ids=["hidden", "weight", "bias"])
     def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own(self, frozen):
         inputs = leaves()
-        token_logprobs(inputs[0], Head(*inputs[1:]), TARGETS, chunk=3).sum().backward()
+        token_logprobs(inputs[0], Head(*inputs[1:]), TARGETS, tile=(3, 4)).sum().backward()
         expected = [x.grad for x in inputs]
         inputs = leaves()
         inputs[frozen].requires_grad_(False)
-        token_logprobs(inputs[0], Head(*inputs[1:]), TARGETS, chunk=3).sum().backward()
+        token_logprobs(inputs[0], Head(*inputs[1:]), TARGETS, tile=(3, 4)).sum().backward()
         for i, x in enumerate(inputs):
             assert x.grad is None if i == frozen else torch.equal(x.grad, expected[i])
+
+    @FINISHES
+    @TILES
+    @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+    def test_a_frozen_head_computes_no_logits_twice(self, multiplier, softcap, temperature, tile, biased):
+        """The gradient towards the hidden states is then ready after the forward pass, and is the formula's."""
+        hidden, weight, bias = leaves()
+        bias = bias.detach() if biased else None
+        truth = plain(hidden, weight.detach(), bias, multiplier, softcap, temperature)[torch.arange(M), TARGETS]
+        head = Head(weight.detach(), bias, multiplier, softcap)
+        values = token_logprobs(hidden, head, TARGETS, temperature=temperature, tile=tile)
+        torch.testing.assert_close(values, truth, rtol=1e-12, atol=1e-12)
+        weights = torch.linspace(-1.0, 2.0, M, dtype=torch.float64)
+        (expected,) = torch.autograd.grad((truth * weights).sum(), hidden)
+        with Sizes() as sizes:
+            (ours,) = torch.autograd.grad((values * weights).sum(), hidden)
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+        assert sizes.largest <= M * E
 
     def test_a_second_derivative_is_refused_and_not_made_up(self):
         inputs = leaves()
@@ -101,7 +119,7 @@ class TestTokenLogprobs:
             hidden, weight = (x.to(to, copy=True).requires_grad_() for x in exact)
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast and name != "truth"):
                 if name == "ours":
-                    values = token_logprobs(hidden, Head(weight), targets, chunk=1)
+                    values = token_logprobs(hidden, Head(weight), targets, tile=(1, 7))
                 else:
                     z = torch.nn.functional.linear(hidden, weight)
                     z = z if name == "truth" else z.float()
@@ -122,27 +140,52 @@ class TestTokenLogprobs:
         assert torch.equal(values, token_logprobs(hidden, Head(weight, bias), TARGETS))
 
 
-class TestTokenKl:
+class TestTokenComparison:
     @FINISHES
-    @CHUNKS
-    def test_it_is_the_sum_over_the_vocabulary(self, multiplier, softcap, temperature, chunk):
+    @TILES
+    def test_the_kl_is_the_sum_over_the_vocabulary(self, multiplier, softcap, temperature, tile):
         (hidden, weight, bias), (other_hidden, other_weight, _) = leaves(), leaves(seed=5)
         log_p = plain(hidden, weight, bias, multiplier, softcap, temperature).tolist()
         log_q = plain(other_hidden, other_weight, None, temperature=temperature).tolist()
         pairs = [zip(*rows, strict=True) for rows in zip(log_p, log_q, strict=True)]
         expected = [sum(math.exp(p) * (p - q) for p, q in steps) for steps in pairs]
         head, other = Head(weight, bias, multiplier, softcap), Head(other_weight)
-        values = token_kl(hidden, head, other_hidden, other, temperature=temperature, chunk=chunk)
-        assert values.tolist() == pytest.approx(expected, rel=1e-12)
+        ratio, values = token_comparison(hidden, head, other_hidden, other, TARGETS, temperature=temperature, tile=tile)
+        assert values.tolist() == pytest.approx(expected, rel=1e-11)
         assert not values.requires_grad
+        expected = [p[t] - q[t] for p, q, t in zip(log_p, log_q, TARGETS.tolist(), strict=True)]
+        assert ratio.tolist() == pytest.approx(expected, rel=1e-11)
+
+    def test_equal_models_have_no_divergence_but_for_rounding(self):
+        hidden, weight, _ = (x.float() for x in leaves())
+        ratio, kl = token_comparison(hidden, Head(weight), hidden, Head(weight), TARGETS, tile=(3, 4))
+        assert ratio.tolist() == [0.0] * M
+        assert kl.tolist() == [0.0] * M
 
     def test_under_autocast_it_is_near(self):
         (hidden, weight, _), (other_hidden, other_weight, _) = leaves(), leaves(seed=5)
-        expected = token_kl(hidden, Head(weight), other_hidden, Head(other_weight))
+        expected = token_comparison(hidden, Head(weight), other_hidden, Head(other_weight), TARGETS)
         with torch.autocast("cpu", torch.bfloat16):
-            values = token_kl(hidden.float(), Head(weight.float()), other_hidden.float(), Head(other_weight.float()))
-        assert values.dtype == torch.float32
-        torch.testing.assert_close(values.double(), expected, rtol=0.05, atol=0.05)
+            values = token_comparison(
+                hidden.float(), Head(weight.float()), other_hidden.float(), Head(other_weight.float()), TARGETS
+            )
+        for ours, truth in zip(values, expected, strict=True):
+            assert ours.dtype == torch.float32
+            torch.testing.assert_close(ours.double(), truth, rtol=0.05, atol=0.05)
+
+
+class TestTokenEntropy:
+    @FINISHES
+    @TILES
+    def test_it_is_the_sum_over_the_vocabulary(self, multiplier, softcap, temperature, tile):
+        hidden, weight, bias = leaves()
+        log_p = plain(hidden, weight, bias, multiplier, softcap, temperature).tolist()
+        expected = [-sum(math.exp(p) * p for p in row) for row in log_p]
+        values = token_entropy(hidden, Head(weight, bias, multiplier, softcap), temperature=temperature, tile=tile)
+        assert values.tolist() == pytest.approx(expected, rel=1e-11)
+
+    def test_equal_words_have_the_entropy_of_their_number(self):
+        assert token_entropy(torch.ones(1, 2), Head(torch.zeros(8, 2))).item() == pytest.approx(3 * math.log(2))
 
 
 class Sizes(TorchDispatchMode):
@@ -161,9 +204,9 @@ class Sizes(TorchDispatchMode):
 
 
 class TestMemory:
-    """64 positions of 100 words: 6400 logits, of which a chunk of 8 holds 800; weights of 400."""
+    """64 positions of 100 words: 6400 logits, of which a tile of 16 x 50 holds 800; weights of 400."""
 
-    m, e, v, chunk = 64, 4, 100, 8
+    m, e, v, tile = 64, 4, 100, (16, 50)
 
     def inputs(self):
         return numbers(self.m, self.e).requires_grad_(), numbers(self.v, self.e, seed=1).requires_grad_()
@@ -173,7 +216,7 @@ class TestMemory:
         targets = torch.zeros(self.m, dtype=torch.long)
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
-            token_logprobs(hidden, Head(weight, softcap=2.0), targets, chunk=self.chunk)
+            token_logprobs(hidden, Head(weight, softcap=2.0), targets, tile=self.tile)
             ours, saved = saved, []
         assert sorted(ours) == [
             self.m,
@@ -182,14 +225,15 @@ class TestMemory:
             self.v * self.e,
         ]  # targets, normalisers, hidden, weight
 
-    def test_no_more_than_a_chunk_of_logits_ever_exists(self):
+    def test_no_more_than_a_tile_of_logits_ever_exists(self):
         hidden, weight = self.inputs()
         targets = torch.zeros(self.m, dtype=torch.long)
         with Sizes() as sizes:
-            token_logprobs(hidden, Head(weight, softcap=2.0), targets, chunk=self.chunk).sum().backward()
-            token_kl(hidden, Head(weight), hidden, Head(weight), chunk=self.chunk)
+            token_logprobs(hidden, Head(weight, softcap=2.0), targets, tile=self.tile).sum().backward()
+            token_comparison(hidden, Head(weight), hidden, Head(weight), targets, tile=self.tile)
+            token_entropy(hidden, Head(weight), tile=self.tile)
         assert hidden.grad is not None
-        assert sizes.largest == self.chunk * self.v
+        assert sizes.largest == 16 * 50
         with Sizes() as sizes:  # and the plain formula would have been seen
             plain(hidden, weight, None)
         assert sizes.largest == self.m * self.v

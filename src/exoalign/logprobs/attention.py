@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from exoalign.logprobs.pack import Branch, Layout
+from exoalign.logprobs.segments import segment_attention
 
 NAME = "exoalign"
 
@@ -66,6 +67,12 @@ def shared_prefix_attention(
     unknown = [name for name, x in kwargs.items() if isinstance(x, Tensor) and name != "position_ids"]
     if unknown:
         raise NotImplementedError(f"attention with {', '.join(unknown)} cannot share a prompt")
+    layout.windows.add(sliding_window)
+    unbounded = sliding_window is None or sliding_window >= layout.longest
+    alike = query.shape[-1] == value.shape[-1]
+    if plain and unbounded and alike and not dropout and query.device.type == "cpu":
+        q, k = (x[0].to(value.dtype) for x in (query, key))  # under autocast a rotation may leave float32
+        return segment_attention(q, k, value[0], layout.calls, scaling)[None].transpose(1, 2).contiguous(), None
     parts = []
     for number, branch in enumerate(layout.branches):
         block = _block_of(layout, number, sliding_window, query.device)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from exoalign.errors import ModelError
 from exoalign.groups import GroupBatch
 from exoalign.logprobs import attention, rows
-from exoalign.logprobs.head import Head, head_of, token_kl, token_logprobs
+from exoalign.logprobs.head import Head, head_of, token_comparison, token_logprobs
 from exoalign.logprobs.pack import Pack, pack
 
 logger = logging.getLogger(__name__)
@@ -69,10 +69,7 @@ def compare_policies(
     packed = pack(batch).to(_device(policy))
     hidden, head = _hidden(policy, packed)
     other_hidden, other_head = _hidden(reference, packed)
-    ratio = token_logprobs(hidden, head, packed.targets, temperature=temperature) - token_logprobs(
-        other_hidden, other_head, packed.targets, temperature=temperature
-    )
-    kl = token_kl(hidden, head, other_hidden, other_head, temperature=temperature)
+    ratio, kl = token_comparison(hidden, head, other_hidden, other_head, packed.targets, temperature=temperature)
     packed = packed.to(torch.device("cpu"))
     return packed.sums(ratio.double().cpu(), batch.shape), packed.sums(kl.double().cpu(), batch.shape)
 
@@ -138,7 +135,7 @@ def _unseen(model: Any, packed: Pack) -> str:
     if kinds - {"full_attention", "sliding_attention"}:
         return f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}"
     expected = {window if kind == "sliding_attention" else None for kind in kinds} or {window}
-    told = {window for _, window in packed.layout.blocks}
+    told = packed.layout.windows
     if not told:
         return f"{type(model).__name__} keeps the layout from its attention"
     if told != expected:

@@ -1,23 +1,26 @@
-"""The head on completion positions only, a chunk of them at a time: no logits of the whole sequence are ever held.
+"""The head on completion positions only, in tiles of positions and vocabulary: logits are never held but for one tile.
 
-logits z = f(hidden @ weight.T + bias) with f the model's own finish: a multiplier (Cohere, Granite, Falcon-H1) and soft-capping
-(Gemma 2); log-probs are taken at a temperature. The backward pass computes each chunk's logits again.
+logits z = f(hidden @ weight.T + bias) / T with f the model's own finish: a multiplier (Cohere, Granite, Falcon-H1) and
+soft-capping (Gemma 2). Normalisers and means under the softmax are joined from tile to tile by their own normalisers, as in
+online softmax (arXiv 1805.02867). The backward pass computes each tile again; with a frozen head the forward pass has the
+gradient towards the hidden states ready, because a position's share of the loss is one number.
 
-Shape legend: M positions, E hidden size, V vocabulary.
+Shape legend: M positions, m of a tile, E hidden size, V vocabulary, v of a tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 512
-"""Positions whose logits are held at once."""
+ROWS, COLUMNS = 1024, 2048
+"""Positions and entries of the vocabulary in a tile: its float32 logits stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,31 @@ class Head:
     multiplier: float = 1.0
     softcap: float | None = None
 
-    def to(self, dtype: torch.dtype) -> Head:
-        """The same with its weights in the type of the hidden states."""
-        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+    def columns(self, v: slice, dtype: torch.dtype) -> Head:
+        """A part of the vocabulary, with its weights in the type of the hidden states."""
+        bias = None if self.bias is None else self.bias[v].to(dtype)
+        return replace(self, weight=self.weight[v].to(dtype), bias=bias)
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
-        """[m, E] in the weight's type -> finished logits / T [m, V] in float32 at least, and tanh of the capped ones."""
-        z = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        """[m, E] in the weight's type -> finished logits / T [m, v] in float32 at least, and tanh of the capped ones."""
+        return self.finish(torch.nn.functional.linear(hidden, self.weight, self.bias), temperature)
+
+    def target_logits(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """The finished logits of one target each: [m, E], [m] -> [m], and tanh of the capped ones."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        z = (hidden.to(wide) * self.weight[targets].to(hidden.dtype).to(wide)).sum(-1)
+        return self.finish(z if self.bias is None else z + self.bias[targets].to(hidden.dtype).to(wide), temperature)
+
+    def finish(self, z: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """The model's own finish of its logits, then the temperature; in place where it can be."""
         z = z if z.dtype == torch.float64 else z.float()
         if self.multiplier != 1.0:
-            z = z * self.multiplier
+            z = z.mul_(self.multiplier)
         bent = None
         if self.softcap is not None:
             bent = torch.tanh(z / self.softcap)
             z = bent * self.softcap
-        return (z / temperature if temperature != 1.0 else z), bent
+        return (z.div_(temperature) if temperature != 1.0 else z), bent
 
 
 def head_of(model: Any) -> Head | None:
@@ -65,28 +78,74 @@ def head_of(model: Any) -> Head | None:
 
 
 def token_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float = 1.0, chunk: int = CHUNK
+    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float = 1.0, tile: tuple[int, int] = (ROWS, COLUMNS)
 ) -> Tensor:
     """log softmax(logits / T)[target]: hidden [M, E], targets [M] -> [M] in float32 at least, nats, differentiable."""
     hidden = _computed_in(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _ChunkedLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, chunk)
+        return _TiledLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, tile)
 
 
 @torch.no_grad()
-def token_kl(
-    hidden: Tensor, head: Head, other_hidden: Tensor, other_head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
+def token_entropy(
+    hidden: Tensor, head: Head, *, temperature: float = 1.0, tile: tuple[int, int] = (ROWS, COLUMNS)
 ) -> Tensor:
-    """KL(p(.|prefix) ‖ p_other(.|prefix)) over the vocabulary at each position: [M, E] x 2 -> [M], nats."""
-    hidden, other_hidden = _computed_in(hidden), _computed_in(other_hidden)
-    head, other_head = head.to(hidden.dtype), other_head.to(other_hidden.dtype)
-    steps = []
+    """Entropy of p(.|prefix) over the vocabulary at each position: [M, E] -> [M], nats."""
+    hidden = _computed_in(hidden)
+    mean = _Mean(hidden, 1)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows in _chunks(len(hidden), chunk):
-            log_p = torch.log_softmax(head.logits(hidden[rows], temperature)[0], -1)
-            log_other = torch.log_softmax(other_head.logits(other_hidden[rows], temperature)[0], -1)
-            steps.append(torch.nn.functional.kl_div(log_other, log_p, reduction="none", log_target=True).sum(-1))
-    return torch.cat(steps)
+        for rows, v in _tiles(len(hidden), len(head.weight), tile):
+            z, _ = head.columns(v, hidden.dtype).logits(hidden[rows], temperature)
+            mean.add(rows, z, lambda weights, z=z: (weights * z).sum(-1, keepdim=True))
+    return mean.lse - mean.value[:, 0]
+
+
+@torch.no_grad()
+def token_comparison(
+    hidden: Tensor,
+    head: Head,
+    other_hidden: Tensor,
+    other_head: Head,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    tile: tuple[int, int] = (ROWS, COLUMNS),
+) -> tuple[Tensor, Tensor]:
+    """log p(target) - log p_other(target), and KL(p ‖ p_other) over the vocabulary, at each position: [M], [M], nats."""
+    hidden, other_hidden = _computed_in(hidden), _computed_in(other_hidden)
+    mean, other = _Mean(hidden, 1), _Mean(other_hidden, 0)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows, v in _tiles(len(hidden), len(head.weight), tile):
+            z, _ = head.columns(v, hidden.dtype).logits(hidden[rows], temperature)
+            other_z, _ = other_head.columns(v, other_hidden.dtype).logits(other_hidden[rows], temperature)
+            difference = z - other_z
+            other.add(rows, other_z)
+            mean.add(rows, z, lambda weights, d=difference: (weights * d).sum(-1, keepdim=True))
+        ratio = head.target_logits(hidden, targets, temperature)[0]
+        ratio = ratio - other_head.target_logits(other_hidden, targets, temperature)[0]
+    between = mean.lse - other.lse
+    return ratio - between, mean.value[:, 0] - between
+
+
+class _Mean:
+    """Normaliser `lse` [M] and mean under the softmax `value` [M, n] over tiles of the vocabulary, one after the other."""
+
+    def __init__(self, hidden: Tensor, size: int) -> None:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        self.lse = hidden.new_full((len(hidden),), -torch.inf, dtype=wide)
+        self.value = hidden.new_zeros((len(hidden), size), dtype=wide)
+
+    def add(self, rows: slice, z: Tensor, sums: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Logits z [m, v] of a tile, and what gives [m, n] sums for its weights exp(z - maximum), which take z's place."""
+        top = z.amax(-1, keepdim=True)
+        weights = (z - top).exp_() if sums is not None else z.sub_(top).exp_()
+        total = weights.sum(-1, keepdim=True)
+        lse = (top + total.log()).squeeze(1)
+        joined = torch.logaddexp(self.lse[rows], lse)
+        if sums is not None:
+            kept, new = (torch.exp(x - joined)[:, None] for x in (self.lse[rows], lse))
+            self.value[rows] = kept * self.value[rows] + (new / total) * sums(weights)
+        self.lse[rows] = joined
 
 
 def _computed_in(hidden: Tensor) -> Tensor:
@@ -97,7 +156,7 @@ def _computed_in(hidden: Tensor) -> Tensor:
     return hidden.to(torch.get_autocast_dtype(device))
 
 
-class _ChunkedLogProb(torch.autograd.Function):
+class _TiledLogProb(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -107,51 +166,85 @@ class _ChunkedLogProb(torch.autograd.Function):
         targets: Tensor,
         head: Head,
         temperature: float,
-        chunk: int,
+        tile: tuple[int, int],
     ) -> Tensor:
-        out, normalisers = [], []
-        cast = head.to(hidden.dtype)
-        for rows in _chunks(len(hidden), chunk):
-            z, _ = cast.logits(hidden[rows], temperature)
-            normalisers.append(z.logsumexp(-1))
-            out.append(z.gather(1, targets[rows, None]).squeeze(1) - normalisers[-1])
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
-        ctx.finish = head.multiplier, head.softcap, temperature, chunk
-        return torch.cat(out)
+        ctx.settings = head.multiplier, head.softcap, temperature, tile
+        frozen = not any(ctx.needs_input_grad[1:3])
+        ready = frozen and ctx.needs_input_grad[0]
+        mean = _Mean(hidden, hidden.shape[1] if ready else 0)
+        for rows, v in _tiles(len(hidden), len(weight), tile):
+            part = head.columns(v, hidden.dtype)
+            z, bent = part.logits(hidden[rows], temperature)
+            mean.add(rows, z, partial(_other_weights, part.weight, bent, _inside(targets[rows], v)) if ready else None)
+        z, bent = head.target_logits(hidden, targets, temperature)
+        if ready:
+            share = -torch.expm1(z - mean.lse)  # 1 - p(target)
+            share = share if bent is None else share * (1 - bent * bent)
+            slope = weight[targets].to(share.dtype).mul_(share[:, None]).sub_(mean.value)
+            ctx.save_for_backward(slope.mul_(head.multiplier / temperature).to(hidden.dtype))
+        else:
+            ctx.save_for_backward(hidden, weight, bias, targets, mean.lse)
+        ctx.ready = ready
+        return z - mean.lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
-        multiplier, softcap, temperature, chunk = ctx.finish
-        head = Head(weight, bias, multiplier, softcap).to(hidden.dtype)
+        if ctx.ready:
+            (slope,) = ctx.saved_tensors
+            return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None, None
+        hidden, weight, bias, targets, lse = ctx.saved_tensors
+        multiplier, softcap, temperature, tile = ctx.settings
+        head = Head(weight, bias, multiplier, softcap)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = _sum_like(weight) if needs_weight else None
-        d_bias = _sum_like(bias) if needs_bias else None
-        for rows in _chunks(len(hidden), chunk):
-            z, bent = head.logits(hidden[rows], temperature)
-            d = -torch.exp(z - normaliser[rows, None])  # d log p / d z, but for the target
-            d[torch.arange(len(d), device=d.device), targets[rows]] += 1
-            d *= grads[0][rows, None] * (multiplier / temperature)
-            if bent is not None:
-                d *= 1 - bent * bent
-            d = d.to(hidden.dtype)
-            if d_hidden is not None:
-                d_hidden[rows] = d @ head.weight
+        scale = (grads[0] * (multiplier / temperature))[:, None]  # d loss / d (hidden @ weight.T), but for the softmax
+        scaled = (hidden * scale).to(hidden.dtype)
+        d_hidden = torch.zeros_like(hidden, dtype=lse.dtype) if needs_hidden else None
+        d_weight = torch.empty_like(weight) if needs_weight else None
+        d_bias = torch.zeros_like(bias, dtype=lse.dtype) if needs_bias else None
+        for v, tiles in _by_columns(len(hidden), len(weight), tile):
+            part = head.columns(v, hidden.dtype)
+            sums: Tensor | float = 0.0  # of the tiles of these columns, in float32 at least
+            for rows in tiles:
+                z, bent = part.logits(hidden[rows], temperature)
+                p = z.sub_(lse[rows, None]).exp_()
+                p[_inside(targets[rows], v)] -= 1
+                p = (p if bent is None else p.mul_(1 - bent * bent)).to(hidden.dtype)
+                if d_hidden is not None:
+                    d_hidden[rows] -= p @ part.weight
+                if needs_weight:
+                    sums = sums - (p.T @ scaled[rows]).to(lse.dtype)
+                if d_bias is not None:
+                    d_bias[v] -= (p * scale[rows]).sum(0)
             if d_weight is not None:
-                d_weight += d.T @ hidden[rows]
-            if d_bias is not None:
-                d_bias += d.sum(0)
-        d_weight, d_bias = (x if x is None else x.to(weight.dtype) for x in (d_weight, d_bias))
+                d_weight[v] = sums
+        if d_hidden is not None:
+            d_hidden = d_hidden.mul_(scale).to(hidden.dtype)
+        d_bias = d_bias if d_bias is None else d_bias.to(bias.dtype)
         return d_hidden, d_weight, d_bias, None, None, None, None
 
 
-def _sum_like(weight: Tensor) -> Tensor:
-    """Zeros that chunks are summed in: in float32 at least, so that a bfloat16 sum is rounded once and not at every chunk."""
-    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+def _other_weights(weight: Tensor, bent: Tensor | None, inside: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+    """sum_v w_v weight_v over a tile without the targets, capped logits by their slope: [m, v] -> [m, E]."""
+    weights = weights.index_put(inside, weights.new_zeros(()))
+    weights = weights if bent is None else weights.mul_(1 - bent * bent)
+    return (weights.to(weight.dtype) @ weight).to(weights.dtype)
 
 
-def _chunks(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, start + size)
+def _inside(targets: Tensor, v: slice) -> tuple[Tensor, Tensor]:
+    """(position, column) of the targets that lie in a tile of columns v."""
+    at = ((targets >= v.start) & (targets < v.stop)).nonzero().squeeze(1)
+    return at, targets[at] - v.start
+
+
+def _tiles(positions: int, vocabulary: int, tile: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """(positions, columns) of all tiles."""
+    for v, rows in _by_columns(positions, vocabulary, tile):
+        yield from ((r, v) for r in rows)
+
+
+def _by_columns(positions: int, vocabulary: int, tile: tuple[int, int]) -> Iterator[tuple[slice, list[slice]]]:
+    """Columns, each with the positions of its tiles."""
+    rows = [slice(start, min(start + tile[0], positions)) for start in range(0, positions, tile[0])]
+    for start in range(0, vocabulary, tile[1]):
+        yield slice(start, min(start + tile[1], vocabulary)), rows

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from exoalign.groups import GroupBatch
+from exoalign.logprobs.segments import Calls, calls_of
 from exoalign.logprobs.trie import Node, batches, common_prefix, trie
 
 SYSTEM = 16
@@ -58,11 +60,23 @@ class Branch:
 class Layout:
     """The structure of a packed row, handed through the model to its attention: branches in the order of the row.
 
-    `blocks` caches what the attention derives from it for branch number i and a window, once a pass for all layers.
+    `blocks` caches what the attention derives from it for branch number i and a window, once a pass for all layers; `windows`
+    are those that the attention was told of.
     """
 
     branches: tuple[Branch, ...]
     blocks: dict[tuple[int, int | None], Any] = field(default_factory=dict, repr=False, compare=False)
+    windows: set[int | None] = field(default_factory=set, repr=False, compare=False)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest path from a root to a leaf."""
+        return max(branch.depth + max(end - start for start, end in branch.children) for branch in self.branches)
+
+    @cached_property
+    def calls(self) -> Calls:
+        """What a kernel without masks computes, once a pass for all layers."""
+        return calls_of([(branch.ancestors, branch.children) for branch in self.branches])
 
 
 @dataclass(frozen=True)
