@@ -3,7 +3,7 @@
 Registered with transformers as `exoalign`. Without a `layout` among the forward arguments it attends as `sdpa` does, or as
 `eager` where scores are capped or share the softmax with a sink, so that a model set to it generates and evaluates as ever.
 With one, a segment without ancestors is one causal call, and segments that continue one path are one batched call, padded to
-the longest, against the path's keys and their own.
+the longest, against the path's keys and their own. On a GPU the whole row is one call of FlexAttention (see `flex`).
 
 Shape legend: H heads, G key-value heads, N packed tokens, D head size, C children of a branch, A tokens of their ancestors,
 L tokens of the longest child.
@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from exoalign.logprobs import flex
 from exoalign.logprobs.pack import Branch, Layout
 from exoalign.logprobs.segments import segment_attention
 
@@ -73,6 +74,9 @@ def shared_prefix_attention(
     if plain and unbounded and alike and not dropout and query.device.type == "cpu":
         q, k = (x[0].to(value.dtype) for x in (query, key))  # under autocast a rotation may leave float32
         return segment_attention(q, k, value[0], layout.calls, scaling)[None].transpose(1, 2).contiguous(), None
+    if flex.fits(query, dropout=dropout, sinks=s_aux):
+        row = flex.attend(query, key, value, layout, sliding_window, scaling=scaling, softcap=softcap)
+        return row.transpose(1, 2).contiguous(), None
     parts = []
     for number, branch in enumerate(layout.branches):
         block = _block_of(layout, number, sliding_window, query.device)
@@ -98,6 +102,10 @@ def _above(branch: Branch, x: Tensor) -> list[Tensor]:
 def _sdpa(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
 ) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and mask is not None and query.is_cuda:  # no fused kernel there takes both
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        grouped = False
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -106,7 +114,7 @@ def _sdpa(
         dropout_p=dropout,
         is_causal=mask is None,
         scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=grouped,
     )
 
 

@@ -96,7 +96,7 @@ def token_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         for rows, v in _tiles(len(hidden), len(head.weight), tile):
             z, _ = head.columns(v, hidden.dtype).logits(hidden[rows], temperature)
-            mean.add(rows, z, lambda weights, z=z: (weights * z).sum(-1, keepdim=True))
+            mean.add(rows, z, partial(_dot, z))
     return mean.lse - mean.value[:, 0]
 
 
@@ -120,7 +120,7 @@ def token_comparison(
             other_z, _ = other_head.columns(v, other_hidden.dtype).logits(other_hidden[rows], temperature)
             difference = z - other_z
             other.add(rows, other_z)
-            mean.add(rows, z, lambda weights, d=difference: (weights * d).sum(-1, keepdim=True))
+            mean.add(rows, z, partial(_dot, difference))
         ratio = head.target_logits(hidden, targets, temperature)[0]
         ratio = ratio - other_head.target_logits(other_hidden, targets, temperature)[0]
     between = mean.lse - other.lse
@@ -222,6 +222,11 @@ class _TiledLogProb(torch.autograd.Function):
             d_hidden = d_hidden.mul_(scale).to(hidden.dtype)
         d_bias = d_bias if d_bias is None else d_bias.to(bias.dtype)
         return d_hidden, d_weight, d_bias, None, None, None, None
+
+
+def _dot(values: Tensor, weights: Tensor) -> Tensor:
+    """sum_v w_v value_v over a tile: [m, v] -> [m, 1]."""
+    return (weights * values).sum(-1, keepdim=True)
 
 
 def _other_weights(weight: Tensor, bent: Tensor | None, inside: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:

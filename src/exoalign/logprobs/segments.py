@@ -137,7 +137,7 @@ class _Segments(torch.autograd.Function):
             q, k, v = own.gather(query), *(_repeated(own.gather(x), heads) for x in (key, value))
             above = own.gather(grad)
             if own.real is not None:  # padding has no gradient
-                keep = torch.zeros(own.index.numel(), dtype=torch.bool)  # type: ignore[union-attr]
+                keep = torch.zeros(own.index.numel(), dtype=torch.bool)
                 keep[own.real] = True
                 above = above * keep.view(own.count, 1, -1, 1)
             found = _backward(above, q, k, v, own.gather(out), own.gather(lse), causal=True, scale=ctx.scale)
