@@ -69,14 +69,14 @@ def shared_prefix_attention(
     if unknown:
         raise NotImplementedError(f"attention with {', '.join(unknown)} cannot share a prompt")
     layout.windows.add(sliding_window)
+    if flex.fits(query, dropout=dropout, sinks=s_aux):
+        row = flex.attend(query, key, value, layout, sliding_window, scaling=scaling, softcap=softcap)
+        return row.transpose(1, 2).contiguous(), None
     unbounded = sliding_window is None or sliding_window >= layout.longest
     alike = query.shape[-1] == value.shape[-1]
     if plain and unbounded and alike and not dropout and query.device.type == "cpu":
         q, k = (x[0].to(value.dtype) for x in (query, key))  # under autocast a rotation may leave float32
         return segment_attention(q, k, value[0], layout.calls, scaling)[None].transpose(1, 2).contiguous(), None
-    if flex.fits(query, dropout=dropout, sinks=s_aux):
-        row = flex.attend(query, key, value, layout, sliding_window, scaling=scaling, softcap=softcap)
-        return row.transpose(1, 2).contiguous(), None
     parts = []
     for number, branch in enumerate(layout.branches):
         block = _block_of(layout, number, sliding_window, query.device)
