@@ -2,10 +2,12 @@
 
 import copy
 import hashlib
+import json
 import logging
 import math
 import os
 import random
+import re
 import resource
 import signal
 import sqlite3
@@ -524,3 +526,28 @@ def test_a_full_disk_costs_a_warning(tiny_model, tiny_tokenizer, tmp_path, caplo
     )
     assert cache.reused == kept // 3
     assert stored(the_file(tmp_path)) == 900
+
+
+# The page about it
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference-cache.md").read_text()
+
+
+def test_the_page_says_what_the_code_does(tiny_model, tiny_tokenizer, groups, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
+    arguments = ExoConfig("run", save_strategy="no", disable_tqdm=True)
+    names = {
+        "ExoTrainer": ExoTrainer,
+        "model": tiny_model,
+        "args": arguments,
+        "groups": groups,
+        "tokenizer": tiny_tokenizer,
+    }
+    eval(block, names).prepare_reference()
+    with closing(sqlite3.connect(the_file(tmp_path / "reference"))) as connection:
+        (record,) = connection.execute(re.search(r"'(SELECT .*)'", PAGE).group(1)).fetchone()
+    assert json.loads(record) == {**describe(tiny_model, **PLAIN), "device": "cpu", "version": 1}
+    assert (reference.CHECKED, reference.CHECKED_COMPLETIONS) == (4, 8)
+    assert reference.TOLERANCE == {"float32": 0.001, "bfloat16": 0.1}
+    assert default_folder() == Path(os.environ["EXOALIGN_CACHE"]) / "reference"
