@@ -277,6 +277,28 @@ def test_the_spot_check_is_spread_over_the_data(tiny_model, groups, tmp_path, wh
         add_reference(groups, tiny_model, cache=ReferenceCache(tmp_path), **PLAIN)
 
 
+@pytest.mark.parametrize(("shift", "stale"), [(0.25, False), (0.35, True)], ids=str)
+def test_bfloat16_may_differ_as_padding_makes_it_differ(tiny_model, tiny_tokenizer, groups, tmp_path, shift, stale):
+    """By 0.3 nats times the root of the length, in the spot check and in the check before the first step alike."""
+    bf16 = {"bf16": True, "temperature": 1.0}
+    rows = values_of(add_reference(groups, tiny_model, **bf16))
+    shifted = [
+        [value + shift * math.sqrt(len(ids)) for value, ids in zip(row, group.completion_ids, strict=True)]
+        for group, row in zip(groups, rows, strict=True)
+    ]
+    with CacheFile(tmp_path / "cache", {**describe(tiny_model, **bf16), "device": "cpu"}) as file:
+        file.store(groups, shifted)
+    arguments = ExoConfig(str(tmp_path / "run"), bf16=True, save_strategy="no", disable_tqdm=True)
+    trainer = ExoTrainer(
+        tiny_model, arguments, groups, processing_class=tiny_tokenizer, reference_cache=tmp_path / "cache"
+    )
+    if stale:
+        with pytest.raises(TrainingError, match="is stale"):
+            trainer.prepare_reference()
+    else:
+        trainer.prepare_reference()
+
+
 def test_rounding_is_not_stale(tiny_model, groups, tmp_path):
     rows = values_of(add_reference(groups, tiny_model, **PLAIN))
     with CacheFile(tmp_path, {**describe(tiny_model, **PLAIN), "device": "cpu"}) as file:
@@ -404,6 +426,21 @@ def test_a_flipped_number_is_not_used(tiny_model, groups, filled, computed, capl
     again = ReferenceCache(file.parent)
     add_reference(groups, tiny_model, cache=again, **PLAIN)
     assert (again.reused, caplog.text) == (8, "")
+
+
+def test_numbers_that_changed_places_are_not_used(tiny_model, groups, filled):
+    """Two rows exchange their numbers, checksums and all."""
+    file, rows = filled
+    keys = [completion_keys(groups[1])[0], completion_keys(groups[3])[2]]
+    with closing(sqlite3.connect(file)) as connection, connection:
+        select = "SELECT value, seal FROM logprobs WHERE completion = ?"
+        found = [connection.execute(select, [key]).fetchone() for key in keys]
+        assert [value for value, _ in found] == [rows[1][0], rows[3][2]]
+        for key, (value, seal) in zip(keys, reversed(found), strict=True):
+            connection.execute("UPDATE logprobs SET value = ?, seal = ? WHERE completion = ?", [value, seal, key])
+    cache = ReferenceCache(file.parent)
+    assert values_of(add_reference(groups, tiny_model, cache=cache, **PLAIN)) == rows
+    assert cache.reused == 6
 
 
 def test_numbers_copied_from_another_file_are_not_used(tiny_model, groups, filled, tmp_path):
@@ -549,5 +586,5 @@ def test_the_page_says_what_the_code_does(tiny_model, tiny_tokenizer, groups, tm
         (record,) = connection.execute(re.search(r"'(SELECT .*)'", PAGE).group(1)).fetchone()
     assert json.loads(record) == {**describe(tiny_model, **PLAIN), "device": "cpu", "version": 1}
     assert (reference.CHECKED, reference.CHECKED_COMPLETIONS) == (4, 8)
-    assert reference.TOLERANCE == {"float32": 0.001, "bfloat16": 0.1}
+    assert reference.KEPT_TOLERANCE == {"float32": 0.001, "bfloat16": 0.3}
     assert default_folder() == Path(os.environ["EXOALIGN_CACHE"]) / "reference"

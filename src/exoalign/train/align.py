@@ -146,7 +146,8 @@ class ExoTrainer(Trainer):
         if self.eval_dataset is not None:
             self.eval_dataset = add_reference(self.eval_dataset, reference, cache=self.reference_cache, **shared)
         if self._ref_model is None:
-            largest = check_agreement(self.train_dataset, self.model, **shared)
+            kept = self.reference_cache is not None and self.reference_cache.used
+            largest = check_agreement(self.train_dataset, self.model, kept=kept, **shared)
             logger.info("policy and reference agree before step 1: largest |log-ratio| %.2g nats", largest)
         self._prepared = True
 

@@ -18,6 +18,9 @@ from exoalign.train.reference_cache import CacheFile, ReferenceCache
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Policy and reference may differ by this many nats times the root of the completion's length before the first step."""
+KEPT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
+"""The same for log-probs out of a cache: other passes may have computed them, and padded rows of another width round otherwise
+(SmolLM2 under bfloat16: by up to 0.6 nats on 40 tokens, which is 0.1 times the root)."""
 CHECKED = 4
 """Groups that are compared, spread over the data."""
 CHECKED_COMPLETIONS = 8
@@ -90,6 +93,7 @@ def add_reference(
             done[i] = _with_reference(groups[i], row, record)
         if cache:
             cache.asked, cache.reused = cache.asked + len(missing), cache.reused + len(whole)
+            cache.used |= any(value is not None for row in known.values() for value in row)
         if report and whole:
             report(len(whole))
         missing = [i for i in missing if i not in whole]
@@ -145,7 +149,7 @@ def _check_kept(
     temperature: float,
 ) -> None:
     """Compute a few groups that the cache knows again: they must agree but for rounding."""
-    tolerance = TOLERANCE[_precision(model, bf16)]
+    tolerance = KEPT_TOLERANCE[_precision(model, bf16)]
     some = [(group, row) for group, row in found if any(value is not None for value in row)]
     for group, row in some[:: math.ceil(len(some) / CHECKED) or 1]:
         there = dict([(k, value) for k, value in enumerate(row) if value is not None][:CHECKED_COMPLETIONS])
@@ -170,8 +174,17 @@ def check_agreement(
     bf16: bool,
     temperature: float,
     groups_per_pass: int = 1,
+    kept: bool = False,
 ) -> float:
     """Before the first step the policy is the reference, so that every log-ratio must be 0 but for rounding.
+
+    Args:
+        groups: groups with reference log-probs.
+        policy: the policy before the first step.
+        bf16: compute under bfloat16 autocast.
+        temperature: as in the objective.
+        groups_per_pass: groups in one forward pass.
+        kept: some of the reference log-probs come from a cache, so that they may have been computed in other passes.
 
     Returns:
         The largest |log-ratio| found, in nats.
@@ -179,7 +192,7 @@ def check_agreement(
     Raises:
         TrainingError: if one is above the tolerance, saying what differs: weights, precision or temperature.
     """
-    tolerance = TOLERANCE[_precision(policy, bf16)]
+    tolerance = (KEPT_TOLERANCE if kept else TOLERANCE)[_precision(policy, bf16)]
     passes = [groups[i : i + groups_per_pass] for i in range(0, len(groups), groups_per_pass)]
     chosen = passes[:: max(1, len(passes) // CHECKED)][:CHECKED]
     largest = 0.0

@@ -53,11 +53,13 @@ class ReferenceCache:
         folder: where the files lie; made when it is first used.
         asked: groups that needed reference log-probs.
         reused: those among them that were in the cache with all their completions.
+        used: whether any completion came from the cache.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self.asked = self.reused = 0
+        self.used = False
 
     def summary(self) -> str:
         """`"72 of 72 reference groups from the cache"`, or nothing where none was."""
