@@ -1,5 +1,6 @@
 """What many tests share: a tiny random Llama with a byte-level tokenizer, saved as a real folder, and where real data lies."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -13,6 +14,16 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(request, tmp_path_factory, monkeypatch):
+    """Each test has a cache of its own: no number of another test or of the user's runs. Slow ones want the demo model's."""
+    if request.node.get_closest_marker("slow") is None:
+        cache = (
+            tmp_path_factory.getbasetemp() / "caches" / hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+        )
+        monkeypatch.setenv("EXOALIGN_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")

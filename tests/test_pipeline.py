@@ -111,11 +111,28 @@ def test_changed_settings_are_refused_with_what_differs(recipe, tmp_path):
         run(recipe("name=other"), show=False)
 
 
-def test_the_same_recipe_gives_the_same_bits(recipe, tmp_path):
+@pytest.mark.parametrize("cache", ["the first run's reference cache", "a new one"])
+def test_the_same_recipe_gives_the_same_bits(recipe, tmp_path, monkeypatch, cache):
     run(recipe(), show=False)
+    if cache == "a new one":
+        monkeypatch.setenv("EXOALIGN_CACHE", str(tmp_path / "cache"))
     run(recipe("out=out2"), show=False)
     for name in ("sample/groups.parquet", "align/model/model.safetensors", "evaluate/metrics.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes(), name
+
+
+def test_another_beta_objective_and_rate_take_the_reference_from_the_cache(recipe, tmp_path):
+    first, other, colder = [], [], []
+    run(recipe(), say=first.append, show=False)
+    changed = recipe("out=out2", "align.beta_r=0.1", "align.objective=dpo_rw", "align.learning_rate=0.001")
+    run(changed, say=other.append, show=False)
+    run(recipe("out=out3", "sample.temperature=0.7"), say=colder.append, show=False)
+    assert any(line.startswith("align: 2 steps of 2 groups (") for line in first)
+    told = "align: 2 steps of 2 groups, 4 of 4 reference groups from the cache ("
+    assert any(line.startswith(told) for line in other)
+    assert any(line.startswith("align: 2 steps of 2 groups (") for line in colder)
+    groups = [read_table(tmp_path / out / "align" / "groups.parquet") for out in ("out", "out2")]
+    assert [g.reference_logprobs for g in groups[0]] == [g.reference_logprobs for g in groups[1]]
 
 
 def test_the_sampling_temperature_is_the_training_temperature(recipe, tmp_path):
@@ -135,7 +152,12 @@ def test_pairs_run_and_report_held_out_accuracy(recipe, tmp_path):
         "data": {"train": "pairs.jsonl", "evaluation": "pairs.jsonl", "limit": 4, "evaluation_limit": 2},
         "align": {"objective": "exo_pref", "learning_rate": 0.003, "epochs": 5, "groups_per_step": 4},
     }
-    metrics = run(build_recipe(values), show=False)["metrics"]
+    lines = []
+    metrics = run(build_recipe(values), say=lines.append, show=False)["metrics"]
+    known = (
+        "4 training and 2 held-out groups, 6 of 6 reference groups from the cache"  # held out are the first two again
+    )
+    assert any(line.startswith(f"evaluate: {known} (") for line in lines)
     assert metrics["train"]["pairs"] == 4
     assert metrics["train"]["loss_after"] < metrics["train"]["loss_before"]
     assert metrics["heldout"]["accuracy"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "chance": 0.5}

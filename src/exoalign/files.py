@@ -1,4 +1,4 @@
-"""Whole files: checksums, and text that is written completely or not at all."""
+"""Whole files: checksums, and text that is written completely or not at all; and where what is kept across runs lies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from platformdirs import user_cache_path
+
+
+def cache_folder() -> Path:
+    """Where converted models and reference log-probs lie: `$EXOALIGN_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get("EXOALIGN_CACHE") or user_cache_path("exoalign"))
 
 
 def checksum(path: Path) -> str:

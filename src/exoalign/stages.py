@@ -34,6 +34,7 @@ from exoalign.train.align import ExoTrainer
 from exoalign.train.arguments import ExoConfig
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reference import add_reference
+from exoalign.train.reference_cache import ReferenceCache, default_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -145,7 +146,14 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
         try:
-            trainer = ExoTrainer(model, arguments, groups, processing_class=context.tokenizer, report=progress.advance)
+            trainer = ExoTrainer(
+                model,
+                arguments,
+                groups,
+                processing_class=context.tokenizer,
+                report=progress.advance,
+                reference_cache=default_folder(),
+            )
         except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
             raise ConfigError(f"align.trainer: {error}") from error
         trainer.prepare_reference()
@@ -159,7 +167,8 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
         "warnings": [finding.text for finding in trainer.findings],
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
-    return f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
+    did = f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
+    return _told(did, trainer.reference_cache)
 
 
 def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow], folder: Path) -> str:
@@ -201,10 +210,10 @@ def evaluate_heldout(
     parts = {"train": [replace(group, reference_logprobs=None) for group in read_table(trained_on)]}
     if heldout:
         parts["heldout"] = tokenize(heldout, context.tokenizer)
-    reference = context.load()
+    reference, cache = context.load(), ReferenceCache(default_folder())
     for name, part in parts.items():
         with context.progress(f"reference, {name}", len(part)) as progress:
-            parts[name] = add_reference(part, reference, report=progress.advance, **precision)
+            parts[name] = add_reference(part, reference, report=progress.advance, cache=cache, **precision)
     del reference
     _free()
     policy = context.load(aligned)
@@ -224,7 +233,13 @@ def evaluate_heldout(
         if hits := accuracy(part, ratios, seed=recipe.seed):
             metrics[name]["accuracy"] = hits
     write_text(folder / METRICS, json.dumps(metrics, indent=1))
-    return f"{len(parts['train'])} training and {len(heldout or [])} held-out groups"
+    return _told(f"{len(parts['train'])} training and {len(heldout or [])} held-out groups", cache)
+
+
+def _told(did: str, cache: ReferenceCache | None) -> str:
+    """What a stage did, and what it found in the cache."""
+    found = cache.summary() if cache else ""
+    return f"{did}, {found}" if found else did
 
 
 def _draw(

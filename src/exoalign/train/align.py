@@ -34,6 +34,7 @@ from exoalign.train.arguments import ExoConfig
 from exoalign.train.diagnostics import Finding, refuse_lost_updates, step_metrics, target_findings
 from exoalign.train.gradient import accumulate
 from exoalign.train.reference import add_reference, check_agreement
+from exoalign.train.reference_cache import ReferenceCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,10 +55,13 @@ class ExoTrainer(Trainer):
         processing_class: the tokenizer.
         ref_model: another reference than the policy's initial weights; then policy and reference may differ at step 0.
         report: called with the number of groups whose reference log-probs are done.
+        reference_cache: a folder in which reference log-probs are kept for other runs, whatever their objective or betas;
+            None keeps none. `exoalign.train.reference_cache.default_folder()` is the command line's.
         kwargs: further arguments of `transformers.Trainer`.
 
     Attributes:
         findings: the warnings given so far.
+        reference_cache: the cache with the numbers of groups it was asked for and knew, or None.
 
     Raises:
         DataError, ModelError, TrainingError: when data, model and settings do not fit; see the messages.
@@ -78,6 +82,7 @@ class ExoTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         ref_model: PreTrainedModel | None = None,
         report: Callable[[int], None] | None = None,
+        reference_cache: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         objective = OBJECTIVES[args.objective]
@@ -94,6 +99,7 @@ class ExoTrainer(Trainer):
             without_dropout(model)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._ref_model, self._report = ref_model, report
+        self.reference_cache = None if reference_cache is None else ReferenceCache(reference_cache)
         self._sums: dict[str, Tensor] = {}
         self._groups = 0
         self._prepared = False
@@ -138,11 +144,14 @@ class ExoTrainer(Trainer):
             "max_tokens": self._tokens_per_pass(),
         }
         reference = self.model if self._ref_model is None else self._ref_model.to(self.args.device)  # type: ignore[arg-type]
-        self.train_dataset = add_reference(self.train_dataset, reference, report=self._report, **shared)
+        self.train_dataset = add_reference(
+            self.train_dataset, reference, report=self._report, cache=self.reference_cache, **shared
+        )
         if self.eval_dataset is not None:
-            self.eval_dataset = add_reference(self.eval_dataset, reference, **shared)
+            self.eval_dataset = add_reference(self.eval_dataset, reference, cache=self.reference_cache, **shared)
         if self._ref_model is None:
-            largest = check_agreement(self.train_dataset, self.model, **shared)
+            kept = self.reference_cache is not None and self.reference_cache.used
+            largest = check_agreement(self.train_dataset, self.model, kept=kept, **shared)
             logger.info("policy and reference agree before step 1: largest |log-ratio| %.2g nats", largest)
         self._prepared = True
 

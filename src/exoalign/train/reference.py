@@ -15,11 +15,17 @@ from exoalign.groups import Group
 from exoalign.logprobs.engine import shares_prefix
 from exoalign.logprobs.passes import budget_for, logprobs_in_passes, split
 from exoalign.models import autocast, fingerprint
+from exoalign.train.reference_cache import CacheFile, ReferenceCache
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Policy and reference may differ by this many nats times the root of the completion's length before the first step."""
+KEPT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
+"""The same for log-probs out of a cache: other passes may have computed them, and padded rows of another width round otherwise
+(SmolLM2 under bfloat16: by up to 0.6 nats on 40 tokens, which is 0.1 times the root)."""
 CHECKED = 4
 """Groups that are compared, spread over the data."""
+CHECKED_COMPLETIONS = 8
+"""Completions of each that are compared with a cache: K may be large."""
 
 
 def describe(model: torch.nn.Module, *, bf16: bool, temperature: float) -> dict[str, Any]:
@@ -54,6 +60,7 @@ def add_reference(
     temperature: float,
     max_tokens: int | None = None,
     report: Callable[[int], None] | None = None,
+    cache: ReferenceCache | None = None,
 ) -> list[Group]:
     """Give every group that lacks them its reference log-probs; those that are there must be this model's.
 
@@ -63,11 +70,13 @@ def add_reference(
         bf16: compute under bfloat16 autocast.
         temperature: as in the objective.
         max_tokens: tokens in one forward pass; None takes as many as are of use.
-        report: called with the number of groups done.
+        report: called with the number of groups done, from the cache or computed.
+        cache: what other runs computed is taken from here, after a few of it were computed again and compared; what is
+            computed is kept here, pass by pass.
 
     Raises:
-        TrainingError: naming the group, if a log-prob is not finite, or says that it comes from other weights, precision or
-            temperature.
+        TrainingError: naming the group, if a log-prob is not finite, says that it comes from other weights, precision or
+            temperature, or comes from a cache that the model disagrees with.
     """
     missing = [i for i, group in enumerate(groups) if group.reference_logprobs is None]
     done = list(groups)
@@ -77,19 +86,31 @@ def add_reference(
             raise TrainingError(
                 f"{group.where}: its reference log-probs are of something else. {_difference(group, record)}"
             )
-    for chosen in _together(done, missing, model, max_tokens):
-        values = logprobs_of(
-            [done[i] for i in chosen], model, bf16=bf16, temperature=temperature, max_tokens=max_tokens
-        )
-        for i, row in zip(chosen, values, strict=True):
-            if not all(map(math.isfinite, row)):
-                raise TrainingError(
-                    f"{done[i].where}: the reference log-probs are {row}; expected finite numbers: the model's weights hold"
-                    " NaN or infinity, or overflow in this precision"
-                )
-            done[i] = replace(done[i], reference_logprobs=row, provenance={**done[i].provenance, "reference": record})
-        if report:
-            report(len(chosen))
+    device = next(model.parameters()).device.type  # other kernels, which round differently
+    with CacheFile(cache.folder if cache else None, {**record, "device": device}) as kept:
+        known = dict(zip(missing, kept.look_up([groups[i] for i in missing]), strict=True))
+        _check_kept(kept, [(groups[i], row) for i, row in known.items()], model, bf16=bf16, temperature=temperature)
+        whole = {i: row for i, row in known.items() if None not in row}
+        for i, row in whole.items():
+            done[i] = _with_reference(groups[i], row, record)
+        if cache:
+            cache.asked, cache.reused = cache.asked + len(missing), cache.reused + len(whole)
+            cache.used |= any(value is not None for row in known.values() for value in row)
+        if report and whole:
+            report(len(whole))
+        missing = [i for i in missing if i not in whole]
+        for chosen in _together(groups, missing, model, max_tokens):
+            wanted = {i: [k for k, value in enumerate(known[i]) if value is None] for i in chosen}
+            parts = [_part(groups[i], wanted[i]) for i in chosen]
+            values = logprobs_of(parts, model, bf16=bf16, temperature=temperature, max_tokens=max_tokens)
+            for i, computed in zip(chosen, values, strict=True):
+                for k, value in zip(wanted[i], computed, strict=True):
+                    _check_finite(groups[i], k, value)
+                    known[i][k] = value
+                done[i] = _with_reference(groups[i], known[i], record)
+            kept.store(parts, values)
+            if report:
+                report(len(chosen))
     return done
 
 
@@ -104,6 +125,60 @@ def _together(
     return [[chosen[i] for i in passes[0].groups] for passes in sets]
 
 
+def _part(group: Group, completions: Sequence[int]) -> Group:
+    """The group with some of its completions only, and then no more than log-probs need."""
+    if len(completions) == group.k:
+        return group
+    assert group.completion_ids is not None
+    return Group(
+        group.prompt,
+        tuple(group.completions[k] for k in completions),
+        prompt_ids=group.prompt_ids,
+        completion_ids=tuple(group.completion_ids[k] for k in completions),
+        provenance=group.provenance,
+    )
+
+
+def _with_reference(group: Group, row: Sequence[float | None], record: dict[str, Any]) -> Group:
+    values = tuple(value for value in row if value is not None)  # were one missing, Group would refuse their number
+    return replace(group, reference_logprobs=values, provenance={**group.provenance, "reference": record})
+
+
+def _check_finite(group: Group, k: int, value: float) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"{group.where}, completion {k + 1}: the reference log-prob is {value}; expected a finite number: the model's"
+            " weights hold NaN or infinity, or overflow in this precision"
+        )
+
+
+def _check_kept(
+    kept: CacheFile,
+    found: Sequence[tuple[Group, Sequence[float | None]]],
+    model: torch.nn.Module,
+    *,
+    bf16: bool,
+    temperature: float,
+) -> None:
+    """Compute a few groups that the cache knows again: they must agree but for rounding."""
+    tolerance = KEPT_TOLERANCE[_precision(model, bf16)]
+    some = [(group, row) for group, row in found if any(value is not None for value in row)]
+    for group, row in some[:: math.ceil(len(some) / CHECKED) or 1]:
+        there = dict([(k, value) for k, value in enumerate(row) if value is not None][:CHECKED_COMPLETIONS])
+        part = _part(group, list(there))
+        values = logprobs_of([part], model, bf16=bf16, temperature=temperature)[0]
+        for (k, theirs), ours, ids in zip(there.items(), values, part.completion_ids or (), strict=True):
+            _check_finite(group, k, ours)
+            allowed = tolerance * math.sqrt(len(ids))
+            if not abs(ours - theirs) <= allowed:
+                raise TrainingError(
+                    f"{group.where}, completion {k + 1}: the reference cache {kept.path} is stale: it says {theirs:.4f} and"
+                    f" the model {ours:.4f}; they may differ by {allowed:.4f}. Weights, precision, temperature and tokens are"
+                    " the same, so the kernels have changed (another version of torch or transformers?) or the file was"
+                    " altered. Delete it, and its log-probs are computed anew."
+                )
+
+
 def check_agreement(
     groups: Sequence[Group],
     policy: torch.nn.Module,
@@ -111,8 +186,16 @@ def check_agreement(
     bf16: bool,
     temperature: float,
     max_tokens: int | None = None,
+    kept: bool = False,
 ) -> float:
     """Before the first step the policy is the reference, so that every log-ratio must be 0 but for rounding.
+
+    Args:
+        groups: groups with reference log-probs.
+        policy: the policy before the first step.
+        bf16: compute under bfloat16 autocast.
+        temperature: as in the objective.
+        kept: some of the reference log-probs come from a cache, so that they may have been computed in other passes.
 
     Returns:
         The largest |log-ratio| found, in nats.
@@ -120,7 +203,7 @@ def check_agreement(
     Raises:
         TrainingError: if one is above the tolerance, saying what differs: weights, precision or temperature.
     """
-    tolerance = TOLERANCE[_precision(policy, bf16)]
+    tolerance = (KEPT_TOLERANCE if kept else TOLERANCE)[_precision(policy, bf16)]
     largest = 0.0
     for group in groups[:: max(1, len(groups) // CHECKED)][:CHECKED]:
         for row in logprobs_of([group], policy, bf16=bf16, temperature=temperature, max_tokens=max_tokens):
