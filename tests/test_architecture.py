@@ -25,7 +25,7 @@ LEVELS = [
     ["losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs"],
     ["sampling", "rewards"],
-    ["train", "evaluate"],
+    ["train", "evaluate", "merge"],
     ["store", "report", "stages", "pipeline"],
     ["tables", "cli"],
 ]

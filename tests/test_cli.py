@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "align"]
+COMMANDS = ["run", "align", "merge"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -49,6 +49,12 @@ def test_the_options_of_every_command_are_these():
             ("overrides", False, None),
             ("--json", False, False),
             ("--quiet -q", False, False),
+        ],
+        "merge": [
+            ("adapter", True, None),
+            ("--out", True, None),
+            ("--dtype", False, "float32"),
+            ("--json", False, False),
         ],
     }
 

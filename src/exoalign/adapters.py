@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 """Tuners that add something to single layers, token by token; others are not loaded from folders."""
-_NOT_THE_ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_version")
+_NOT_THE_ADAPTER = (
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+)
 """Settings of an adapter that change no log-prob."""
 
 
@@ -79,23 +86,27 @@ def wrap(model: PreTrainedModel, settings: PeftConfig) -> PeftModel:
     from peft import PeftConfig, get_peft_model
 
     if not isinstance(settings, PeftConfig):
-        raise ConfigError(f"peft_config is {type(settings).__name__}; expected one of peft's, for example LoraConfig(r=16)")
+        raise ConfigError(
+            f"peft_config is {type(settings).__name__}; expected one of peft's, for example LoraConfig(r=16)"
+        )
     if is_adapted(model) or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
             "the model has an adapter, and peft_config asks for another: leave peft_config out to go on training the adapter"
             " that is there, or merge it into the weights first (exoalign merge, or model.merge_and_unload())"
         )
-    kind = settings.peft_type.value if settings.peft_type is not None else "none"
+    kind = str(getattr(settings.peft_type, "value", settings.peft_type))
     begin = getattr(settings, "init_lora_weights", True)
     if settings.is_prompt_learning or kind == "XLORA":
-        raise ConfigError(f"peft_config is of the type {kind}; expected one that changes layers, for example LoraConfig(r=16)")
+        raise ConfigError(
+            f"peft_config is of the type {kind}; expected one that changes layers, for example LoraConfig(r=16)"
+        )
     if begin is not True and begin != "gaussian":  # the others change the base, or start elsewhere than at it
         raise ConfigError(
             f"peft_config.init_lora_weights is {begin!r}; expected True or 'gaussian': the reference is the model with the"
             " adapter off, from which training must begin"
         )
     settings = copy.deepcopy(settings)
-    settings.task_type = settings.task_type or "CAUSAL_LM"  # type: ignore[assignment]  # peft takes the name
+    settings.task_type = settings.task_type or "CAUSAL_LM"
     _check_targets(model, getattr(settings, "target_modules", None))
     try:
         adapted = get_peft_model(model, settings)
@@ -103,7 +114,7 @@ def wrap(model: PreTrainedModel, settings: PeftConfig) -> PeftModel:
         raise ModelError(f"peft_config does not fit {type(model).__name__}: {_first_line(error)}") from error
     base = str(model.name_or_path)
     adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
-    return adapted  # type: ignore[return-value]  # a mixed model only where it is asked for
+    return adapted
 
 
 def _check_targets(model: torch.nn.Module, targets: Any) -> None:
@@ -115,7 +126,7 @@ def _check_targets(model: torch.nn.Module, targets: Any) -> None:
         if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
             known = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
             near = difflib.get_close_matches(target, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"its modules are {', '.join(known)}; all-linear takes all linear ones"
+            hint = f"did you mean {near[0]}?" if near else f"its modules are {', '.join(known)}"
             raise ModelError(f"target_modules: {type(model).__name__} has no module {target!r}; {hint}")
 
 
@@ -153,7 +164,9 @@ def base_of(folder: str | Path) -> tuple[str, str | None]:
             " where it is now"
         )
     if is_adapter_folder(Path(base).expanduser()):
-        raise ModelError(f"adapter {folder}: its base {base} is an adapter itself; merge that first: exoalign merge {base}")
+        raise ModelError(
+            f"adapter {folder}: its base {base} is an adapter itself; merge that first: exoalign merge {base}"
+        )
     revision = settings.get("revision")
     return base, revision if isinstance(revision, str) else None
 
@@ -205,7 +218,9 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     for module in model.modules():
         parts.update(getattr(module, "adapter_layer_names", ()))
     return {
-        ".".join(p for p in name.split(".") if p not in ("base_layer", "original_module")).removeprefix("base_model.model."): w
+        ".".join(p for p in name.split(".") if p not in ("base_layer", "original_module")).removeprefix(
+            "base_model.model."
+        ): w
         for name, w in weights.items()
         if parts.isdisjoint(name.split("."))
     }

@@ -71,7 +71,7 @@ def load_model(
     if adapters.is_adapter_folder(source):
         adapters.need_peft()
         base, base_revision = adapters.base_of(source)
-        model = load_model(
+        below = load_model(
             base,
             dtype=dtype,
             revision=base_revision,
@@ -79,7 +79,7 @@ def load_model(
             device=device,
             quantize=quantize,
         )
-        return adapters.attach(model, source)  # type: ignore[return-value]  # it hands on whatever its model has
+        return adapters.attach(below, source)  # type: ignore[return-value]  # it hands on whatever its model has
     _refuse_pickled_shards(Path(source))
     _refuse_hub_adapter(source, revision)
     bits = {} if quantize is None else {"quantization_config": adapters.quantization(quantize)}

@@ -30,6 +30,7 @@ from exoalign.models import load_model
 from exoalign.progress import Progress
 from exoalign.rewards.functions import resolve_reward, score
 from exoalign.sampling import SamplingSettings, TransformersSampler
+from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
 from exoalign.train.arguments import ExoConfig
 from exoalign.train.progress_callback import StepProgress
@@ -64,6 +65,7 @@ class Context:
             dtype=dtype,
             revision=None if path else section.revision,
             trust_remote_code=section.trust_remote_code,
+            quantize=compute_type(self.recipe, bf16=self.bf16),
         ).eval()
 
     def settings(self, *, k: int, seed: int) -> SamplingSettings:
@@ -145,7 +147,14 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
         try:
-            trainer = ExoTrainer(model, arguments, groups, processing_class=context.tokenizer, report=progress.advance)
+            trainer = ExoTrainer(
+                model,
+                arguments,
+                groups,
+                processing_class=context.tokenizer,
+                report=progress.advance,
+                peft_config=adapter_settings(context.recipe),
+            )
         except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
             raise ConfigError(f"align.trainer: {error}") from error
         trainer.prepare_reference()

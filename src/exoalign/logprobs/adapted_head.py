@@ -40,12 +40,13 @@ def adapted_head_of(model: Any) -> AdaptedHead | None:
         head = head_of(model, layer)
         return None if head is None else AdaptedHead(head)
     head = head_of(model, layer.base_layer)
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    active = _active(layer)
     if head is None or layer.merged or any(_is_special(layer, name) for name in active):
         return None
     ups = [layer.lora_B[name] for name in active]
     biases = [up.bias * layer.scaling[name] for up, name in zip(ups, active, strict=True) if up.bias is not None]
-    bias: Any = sum(biases, head.bias) if head.bias is not None or not biases else sum(biases)
+    biases += [head.bias] if head.bias is not None else []
+    bias = torch.stack(biases).sum(0) if biases else None
     weight = torch.cat([head.weight, *(up.weight for up in ups)], 1)
     return AdaptedHead(
         replace(head, weight=weight, bias=bias),
@@ -58,7 +59,7 @@ def head_state(model: Any) -> object:
     layer = model.get_output_embeddings()
     if isinstance(layer, torch.nn.Linear) or not hasattr(layer, "active_adapters"):
         return type(layer)
-    special = tuple(_is_special(layer, name) for name in layer.active_adapters) if _is_lora(layer) else ()
+    special = tuple(name for name in _active(layer) if _is_special(layer, name)) if _is_lora(layer) else ()
     merged = tuple(getattr(layer, "merged_adapters", ()))
     return type(layer), layer.disable_adapters, tuple(layer.active_adapters), merged, special, type(_in_use(layer))
 
@@ -82,9 +83,12 @@ def _is_lora(layer: Any) -> bool:
     return "peft" in sys.modules and type(layer) is sys.modules["peft"].tuners.lora.Linear
 
 
+def _active(layer: Any) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
 def _is_special(layer: Any, name: str) -> bool:
     """A variant of LoRA (DoRA and others), dropout that is on, or a weight stored the other way round."""
-    dropout = layer.lora_dropout[name] if name in layer.lora_dropout else None
-    dropped = dropout is not None and layer.training and getattr(dropout, "p", 0) > 0
+    dropped = layer.training and getattr(layer.lora_dropout[name], "p", 0) > 0
     variant = name in getattr(layer, "lora_variant", {}) or bool(layer.use_dora.get(name))
     return dropped or variant or layer.fan_in_fan_out
