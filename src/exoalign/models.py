@@ -120,9 +120,9 @@ def load_tokenizer(
         ModelError: if there is none.
     """
     source = resolve(path)
+    if not (Path(source) / "tokenizer_config.json").is_file():
+        source, revision = _base(source, revision)
     try:
-        if adapters.is_adapter_folder(source) and not (Path(source) / "tokenizer_config.json").is_file():
-            source, revision = adapters.base_of(source)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelError(_explain(path, error)) from error
@@ -131,11 +131,17 @@ def load_tokenizer(
     return tokenizer
 
 
+def _base(source: str, revision: str | None) -> tuple[str, str | None]:
+    """Where the base of an adapter folder lies; of anything else, the same again."""
+    if not adapters.is_adapter_folder(source):
+        return source, revision
+    base, revision = adapters.base_of(source)
+    return resolve(base), revision
+
+
 def context_length(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
     """The model's context in tokens, None where its configuration names none."""
-    source = resolve(path)
-    if adapters.is_adapter_folder(source):
-        source, revision = adapters.base_of(source)
+    source, revision = _base(resolve(path), revision)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
