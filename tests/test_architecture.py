@@ -25,7 +25,7 @@ LEVELS = [
     ["losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs"],
     ["sampling", "rewards"],
-    ["train", "evaluate", "merge"],
+    ["train", "evaluate", "merging"],
     ["store", "report", "stages", "pipeline"],
     ["tables", "cli"],
 ]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from exoalign import collate, completion_logprobs, load_model, run
 from exoalign.data.table import read_table
 from exoalign.errors import ConfigError, DataError, ModelError, RewardError, StoreError
-from exoalign.merge import merge
+from exoalign.merging import merge
 from exoalign.models import fingerprint
 from exoalign.recipe import build_recipe
 

@@ -171,6 +171,27 @@ def base_of(folder: str | Path) -> tuple[str, str | None]:
     return base, revision if isinstance(revision, str) else None
 
 
+def refuse_hub_adapter(source: str, revision: str | None) -> None:
+    """Refuse a hub id that is an adapter's: transformers would load it by itself, pickled ones too.
+
+    Raises:
+        ModelError: with the command that downloads it.
+    """
+    if Path(source).is_dir():
+        return
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        found = find_adapter_config_file(source, revision=revision)
+    except Exception:  # whatever is wrong with the id or the network, loading tells it
+        return
+    if found is not None:
+        raise ModelError(
+            f"model {source} is an adapter on the hub; download it to a folder (hf download {source} --local-dir FOLDER) and"
+            " give that"
+        )
+
+
 def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     """The base model with the adapter of a folder on it, trainable.
 

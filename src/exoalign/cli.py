@@ -85,7 +85,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base model, and check that the log-probs stay the same."""
-    from exoalign.merge import merge as merge_adapter
+    from exoalign.merging import merge as merge_adapter
     from exoalign.models import quiet_libraries
 
     quiet_libraries()

@@ -81,7 +81,7 @@ def load_model(
         )
         return adapters.attach(below, source)  # type: ignore[return-value]  # it hands on whatever its model has
     _refuse_pickled_shards(Path(source))
-    _refuse_hub_adapter(source, revision)
+    adapters.refuse_hub_adapter(source, revision)
     bits = {} if quantize is None else {"quantization_config": adapters.quantization(quantize)}
     if bits:
         bits["device_map"] = {"": str(device or default_device())}
@@ -147,23 +147,6 @@ def context_length(path: str, *, revision: str | None = None, trust_remote_code:
     except Exception as error:
         raise ModelError(_explain(path, error)) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def _refuse_hub_adapter(source: str, revision: str | None) -> None:
-    """transformers would load an adapter of the hub by itself, pickled ones too."""
-    if Path(source).is_dir():
-        return
-    from transformers.utils import find_adapter_config_file
-
-    try:
-        found = find_adapter_config_file(source, revision=revision)
-    except Exception:  # whatever is wrong with the id or the network, loading tells it
-        return
-    if found is not None:
-        raise ModelError(
-            f"model {source} is an adapter on the hub; download it to a folder (hf download {source} --local-dir FOLDER) and"
-            " give that"
-        )
 
 
 def _refuse_pickled_shards(folder: Path) -> None:

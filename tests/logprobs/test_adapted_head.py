@@ -175,6 +175,7 @@ class TestSwitching:
         model, batch = adapt(build("llama"), ["q_proj", "lm_head"]), collate(GROUPS)
         model.merge_adapter()
         with model.disable_adapter():
+            assert adapted_head_of(model.get_base_model()) is None
             assert_same(completion_logprobs(model, batch).detach(), completion_logprobs(build("llama"), batch).detach())
 
     def test_another_adapter_on_the_head_is_noticed(self):

@@ -96,8 +96,6 @@ class ExoTrainer(Trainer):
             raise TrainingError("no tokenizer: give processing_class with the model")
         if peft_config is not None:
             model = adapters.wrap(model, peft_config)  # type: ignore[assignment]  # it hands on whatever its model has
-        if args.gradient_checkpointing and adapters.is_adapted(model):
-            model.enable_input_require_grads()  # the embeddings are frozen, and checkpoints begin after them
         refuse_lost_updates(model, args.learning_rate)
         if args.disable_dropout:
             without_dropout(model)

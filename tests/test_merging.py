@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from exoalign import adapters, load_model
+from exoalign import adapters, load_model, merge
 from exoalign.errors import ModelError
-from exoalign.merge import merge
 
 peft = pytest.importorskip("peft")
 SEQUENCE = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
