@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from exoalign import collate, completion_logprobs, load_model, run
+from exoalign import collate, completion_logprobs, load_model, run, stages
 from exoalign.data.table import read_table
 from exoalign.errors import ConfigError, DataError, ModelError, RewardError, StoreError
 from exoalign.merging import merge
@@ -331,6 +331,9 @@ class TestAdapters:
         with pytest.raises(ModelError, match="4bit needs a CUDA device, and this machine has none"):
             run(recipe("align.lora={quantize: 4bit}"), show=False)
         assert not (tmp_path / "out").exists()
+        context = stages.Context(recipe("align.lora={quantize: 4bit}"), None, bf16=True)
+        with pytest.raises(ModelError, match="4bit needs a CUDA device"):  # every stage asks for 4 bits
+            context.load()
 
     def test_a_fresh_adapter_on_an_adapter_is_refused(self, recipe, tmp_path):
         first = run(recipe(self.LORA), show=False)["model"]

@@ -139,6 +139,27 @@ def test_an_adapter_on_an_adapter_is_refused(sft, tiny_tokenizer, tmp_path):
         ExoTrainer(str(sft), arguments(tmp_path), rewarded(2), processing_class=tiny_tokenizer, peft_config=lora())
 
 
+def test_an_adapter_loaded_for_inference_is_refused(sft, tiny_model, tiny_tokenizer, tmp_path):
+    model = peft.PeftModel.from_pretrained(tiny_model, str(sft))
+    with pytest.raises(
+        TrainingError, match="no weight of the model is trainable; load its adapter with is_trainable=True"
+    ):
+        ExoTrainer(model, arguments(tmp_path), rewarded(2), processing_class=tiny_tokenizer)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]], ids=str)
+def test_under_bfloat16_policy_and_reference_agree_at_step_0(targets, tiny_model, tiny_tokenizer, tmp_path):
+    args = arguments(tmp_path, bf16=True, num_train_epochs=8, beta_r=0.3, per_device_train_batch_size=2)
+    trainer = ExoTrainer(
+        tiny_model, args, rewarded(2), processing_class=tiny_tokenizer, peft_config=lora(target_modules=targets)
+    )
+    trainer.train()
+    first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
+    assert first["best_log_ratio"] == pytest.approx(0, abs=0.05)
+    assert last["loss"] < 0.8 * first["loss"]
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
 def test_settings_that_do_not_fit_are_refused(tiny_model, tiny_tokenizer, tmp_path):
     for settings, kind, message in [
         (lora(target_modules=["nowhere"]), ModelError, "no module 'nowhere'"),

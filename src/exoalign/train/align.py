@@ -96,6 +96,10 @@ class ExoTrainer(Trainer):
             raise TrainingError("no tokenizer: give processing_class with the model")
         if peft_config is not None:
             model = adapters.wrap(model, peft_config)  # type: ignore[assignment]  # it hands on whatever its model has
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise TrainingError(
+                "no weight of the model is trainable; load its adapter with is_trainable=True, or with exoalign.load_model"
+            )
         refuse_lost_updates(model, args.learning_rate)
         if args.disable_dropout:
             without_dropout(model)
