@@ -23,9 +23,9 @@ PACKAGE = "exoalign"
 LEVELS = [
     ["errors", "_version", "files", "progress", "groups", "config", "recipe", "estimators"],
     ["losses", "data", "lab"],
-    ["demo_model", "models", "logprobs"],
+    ["demo_model", "adapters", "models", "logprobs"],
     ["sampling", "rewards"],
-    ["train", "evaluate"],
+    ["train", "evaluate", "merging"],
     ["store", "report", "stages", "pipeline"],
     ["tables", "cli"],
 ]

@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "align"]
+COMMANDS = ["run", "align", "merge"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -49,6 +49,12 @@ def test_the_options_of_every_command_are_these():
             ("overrides", False, None),
             ("--json", False, False),
             ("--quiet -q", False, False),
+        ],
+        "merge": [
+            ("adapter", True, None),
+            ("--out", True, None),
+            ("--dtype", False, "float32"),
+            ("--json", False, False),
         ],
     }
 
@@ -102,6 +108,11 @@ def place(tmp_path, monkeypatch, tiny_folder):
     write("three.jsonl", SCORED)
     write("uneven.jsonl", SCORED, {**SCORED, "rewards": [0, 1]})
     write("nan.jsonl", SCORED, b'{"prompt": "Hi", "completions": ["a", "b"], "rewards": [NaN, 1]}')
+    for name, base in {"bare": str(tiny_folder), "lost": "./gone"}.items():
+        (tmp_path / name).mkdir()
+        settings = {"peft_type": "LORA", "base_model_name_or_path": base, "r": 2, "target_modules": ["q_proj"]}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / "lost" / "adapter_model.safetensors").touch()
     model = f"model:\n  path: {tiny_folder}\n"
     (tmp_path / "data.yaml").write_text(
         f"out: out\n{model}data:\n  train: pairs.jsonl\nalign:\n  objective: exo_pref\n"
@@ -213,6 +224,27 @@ BAD = {
         f"{ALIGN} pairs.jsonl out=thesis",
         "thesis is not empty and holds no run (thesis.tex, ",
     ),
+    "no adapter": (
+        "merge MODEL --out merged",
+        "MODEL is no adapter: no adapter_config.json in it; expected a folder saved",
+    ),
+    "missing adapter": ("merge ./nowhere --out merged", "model ./nowhere: no such folder; expected a folder with"),
+    "an adapter without weights": (
+        "merge bare --out merged",
+        "adapter bare has no adapter_model.safetensors, and pickled weights (adapter_model.bin) are not loaded; save it again",
+    ),
+    "an adapter without its base": (
+        "merge lost --out merged",
+        "adapter lost: its base model ./gone is not there; put it back, or set base_model_name_or_path in",
+    ),
+    "unknown target module": (
+        "run data.yaml align.lora.target_modules=[qproj]",
+        "align.lora: target_modules: LlamaForCausalLM has no module 'qproj'; did you mean q_proj?",
+    ),
+    "rank 0": (
+        "run data.yaml align.lora.r=0",
+        "override 'align.lora.r=0': `align.lora.r` is 0; input should be greater",
+    ),
     "a file as folder": (
         f"{ALIGN} pairs.jsonl out=pairs.jsonl",
         "pairs.jsonl is a file; choose another folder with out=",
@@ -228,10 +260,26 @@ def test_bad_input_ends_with_one_message_and_leaves_everything(case, place, exoa
     before = contents(place)
     command, message = BAD[case]
     code, out, err = exoalign(*command.replace("MODEL", str(tiny_folder)).split())
-    assert err.startswith(f"error: {message}")
+    assert err.startswith(f"error: {message.replace('MODEL', str(tiny_folder))}")
     assert (code, out, err.count("error:")) == (2, "", 1)
     assert contents(place) == before
     assert not (place / "out").exists()
+
+
+def test_a_run_with_an_adapter_and_its_merge(place, exoalign):
+    code, out, _ = exoalign("run", "data.yaml", "align.lora.r=2", "align.learning_rate=0.01", "--json", "--quiet")
+    assert code == 0
+    adapter = json.loads(out)["model"]
+    code, out, err = exoalign("merge", adapter, "--out", "merged")
+    assert (code, err) == (0, "")
+    assert re.match(r"model: merged\nlog-probs of 6 completions: merged and unmerged differ by at most \S+ nats", out)
+    assert (place / "merged" / "model.safetensors").is_file()
+    code, out, _ = exoalign("merge", adapter, "--out", "merged16", "--dtype", "bfloat16", "--json")
+    result = json.loads(out)
+    assert (code, result["model"], result["dtype"]) == (0, "merged16", "bfloat16")
+    assert result["largest_difference"] < 0.5
+    code, _, err = exoalign("merge", adapter, "--out", "merged")
+    assert (code, err) == (2, "error: merged is there already; choose another with --out\n")
 
 
 @pytest.mark.parametrize("recipe", ["data.yaml", "prompts.yaml"])

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from exoalign import run
+from exoalign import collate, completion_logprobs, load_model, run, stages
 from exoalign.data.table import read_table
-from exoalign.errors import ConfigError, DataError, RewardError, StoreError
+from exoalign.errors import ConfigError, DataError, ModelError, RewardError, StoreError
+from exoalign.merging import merge
+from exoalign.models import fingerprint
 from exoalign.recipe import build_recipe
 
 
@@ -267,3 +269,102 @@ def test_ctrl_c_keeps_finished_stages(recipe, tmp_path):
     assert Path("out/sample/manifest.json").is_file()
     states = [stage["state"] for stage in run(recipe(), show=False)["stages"]]
     assert states == ["reused", "done", "done", "done"]
+
+
+class TestAdapters:
+    """Runs with align.lora: what is left is an adapter, which goes on, is evaluated and merges into the same model."""
+
+    LORA = "align.lora={r: 4, target_modules: [q_proj, v_proj, lm_head]}"
+
+    def test_a_whole_run_and_its_merge(self, recipe, tmp_path, tiny_folder):
+        result = run(recipe(self.LORA), show=False)
+        model = Path(result["model"])
+        names = {p.name for p in model.iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
+        assert "model.safetensors" not in names
+        assert not [p for p in (tmp_path / "out").rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+        assert json.loads((model / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_folder)
+        groups = read_table(tmp_path / "out" / "align" / "groups.parquet")
+        for group in groups:
+            assert group.sampler_logprobs == pytest.approx(group.reference_logprobs, abs=1e-3)  # the adapter is off
+        assert result["metrics"]["aligned"]["kl_exact"]["mean"] > 1e-4
+
+        merged = merge(str(model), tmp_path / "merged")
+        assert merged["adapter_moves"] > 1e-3 > merged["largest_difference"]
+        policies = [load_model(str(path), device="cpu") for path in (model, tmp_path / "merged")]
+        ours, theirs = (completion_logprobs(policy, collate(groups)) for policy in policies)
+        assert ours.detach().flatten().tolist() == pytest.approx(theirs.detach().flatten().tolist(), abs=1e-3)
+        again = run(recipe(self.LORA), show=False)
+        assert [stage["state"] for stage in again["stages"]] == ["reused"] * 4
+
+    def test_an_adapter_is_trained_further(self, recipe, tmp_path, tiny_folder):
+        first = run(recipe(self.LORA), show=False)["model"]
+        second = run(recipe("out=out2", "name=second", f"model.path={first}"), show=False)
+        weights = [Path(model) / "adapter_model.safetensors" for model in (first, second["model"])]
+        assert weights[0].read_bytes() != weights[1].read_bytes()
+        settings = json.loads((Path(second["model"]) / "adapter_config.json").read_text())
+        assert (settings["r"], settings["base_model_name_or_path"]) == (4, str(tiny_folder))
+        groups = read_table(tmp_path / "out2" / "align" / "groups.parquet")
+        start = load_model(first, device="cpu")
+        assert groups[0].provenance["reference"]["weights"] == fingerprint(start)
+        assert second["metrics"]["aligned"]["kl_exact"]["mean"] < 10
+
+    def test_pairs(self, recipe, tmp_path):
+        rows = [{"prompt": f"Film {i}:", "chosen": " good", "rejected": " bad"} for i in range(4)]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        align = {"objective": "exo_pref", "learning_rate": 0.01, "epochs": 5, "groups_per_step": 4, "lora": {"r": 4}}
+        values = {
+            "name": "pairs", "out": "pairs", "model": recipe().model.model_dump(),
+            "data": {"train": "pairs.jsonl"}, "align": align,
+        }  # fmt: skip
+        metrics = run(build_recipe(values), show=False)["metrics"]
+        assert metrics["train"]["loss_after"] < 0.9 * metrics["train"]["loss_before"]
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            (
+                "{target_modules: [q_porj]}",
+                "align.lora: target_modules: LlamaForCausalLM has no module 'q_porj'; did you mean",
+            ),
+            ("{target_modules: '.*nowhere'}", "align.lora: peft_config does not fit LlamaForCausalLM: Target modules"),
+            ("{target_modules: []}", "align.lora.target_modules: expected names of linear"),
+            (
+                "{target_modules: 3}",
+                "align.lora.target_modules: expected names of linear layers as a list, or all-linear",
+            ),
+            ("{r: 0}", "`align.lora.r` is 0; input should be greater than or equal to 1"),
+            ("{rank: 8}", "unknown key `align.lora.rank`"),
+            (
+                "{dropout: 0.1}",
+                "`lora.dropout` has no effect while all dropout is off; set trainer.disable_dropout to false",
+            ),
+            ("{quantize: 8bit}", "`align.lora.quantize` is '8bit'; "),
+            ("true", "`align.lora` is True; expected a section with the keys r, alpha, dropout"),
+        ],
+    )
+    def test_wrong_settings_are_told_before_any_work(self, settings, message, recipe, tmp_path):
+        with pytest.raises(ConfigError, match=message):
+            run(recipe(f"align.lora={settings}"), show=False)
+        assert not (tmp_path / "out").exists()
+
+    def test_four_bits_are_refused_where_they_cannot_run(self, recipe, tmp_path, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        with pytest.raises(ModelError, match="4bit needs a CUDA device, and this machine has none"):
+            run(recipe("align.lora={quantize: 4bit}"), show=False)
+        assert not (tmp_path / "out").exists()
+        context = stages.Context(recipe("align.lora={quantize: 4bit}"), None, bf16=True)
+        with pytest.raises(ModelError, match="4bit needs a CUDA device"):  # every stage asks for 4 bits
+            context.load()
+
+    def test_a_fresh_adapter_on_an_adapter_is_refused(self, recipe, tmp_path):
+        first = run(recipe(self.LORA), show=False)["model"]
+        with pytest.raises(
+            ConfigError, match=r"is an adapter, and align\.lora asks for a fresh one: leave align.lora out"
+        ):
+            run(recipe(self.LORA, "out=out2", f"model.path={first}"), show=False)
+        assert not (tmp_path / "out2").exists()
+
+    def test_dropout_with_dropout_on(self, recipe):
+        settings = "align={lora: {r: 2, dropout: 0.5}, trainer: {disable_dropout: false}, learning_rate: 0.003}"
+        assert [stage["state"] for stage in run(recipe(settings), show=False)["stages"]] == ["done"] * 4

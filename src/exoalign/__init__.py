@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from exoalign.groups import Group, GroupBatch, Message
     from exoalign.logprobs.engine import compare_policies, completion_logprobs
     from exoalign.losses import OBJECTIVES, dpo_pref, dpo_rw, exo_pref, exo_rw
+    from exoalign.merging import merge
     from exoalign.models import load_model, load_tokenizer
     from exoalign.pipeline import run
     from exoalign.recipe import load_recipe
@@ -38,6 +39,7 @@ _HOMES = {
     "groups": ["Group", "GroupBatch", "Message"],
     "logprobs.engine": ["compare_policies", "completion_logprobs"],
     "losses": ["OBJECTIVES", "dpo_pref", "dpo_rw", "exo_pref", "exo_rw"],
+    "merging": ["merge"],
     "models": ["load_model", "load_tokenizer"],
     "pipeline": ["run"],
     "recipe": ["load_recipe"],
@@ -53,7 +55,7 @@ __all__ = [  # noqa: RUF022 - in the order in which one meets them
     "exo_rw", "exo_pref", "dpo_rw", "dpo_pref",
     "load_model", "load_tokenizer", "read_prompts", "read_groups", "tokenize", "collate",
     "completion_logprobs", "compare_policies", "SamplingSettings", "TransformersSampler", "score",
-    "ExoConfig", "ExoTrainer", "cluster_bootstrap", "paired_difference", "load_recipe", "run", "__version__",
+    "ExoConfig", "ExoTrainer", "merge", "cluster_bootstrap", "paired_difference", "load_recipe", "run", "__version__",
 ]  # fmt: skip
 
 

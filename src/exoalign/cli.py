@@ -77,6 +77,29 @@ def align(
     _run(build_recipe(values, overrides or [], lines=options), as_json=as_json, quiet=quiet)
 
 
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="The folder of an adapter, e.g. runs/lora/align/model")],
+    out: Annotated[str, typer.Option(help="The folder to write the merged model to.")],
+    dtype: Annotated[str, typer.Option(help="The type of the weights: float32 or bfloat16.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Merge an adapter into its base model, and check that the log-probs stay the same."""
+    from exoalign.merging import merge as merge_adapter
+    from exoalign.models import quiet_libraries
+
+    quiet_libraries()
+    result = merge_adapter(adapter, out, dtype=dtype)
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        return
+    sys.stdout.write(
+        f"model: {result['model']}\n"
+        f"log-probs of {result['completions']} completions: merged and unmerged differ by at most"
+        f" {result['largest_difference']:.2g} nats (the adapter itself moves them by up to {result['adapter_moves']:.2g})\n"
+    )
+
+
 def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:
     try:
         from exoalign.models import quiet_libraries

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from exoalign import adapters
 from exoalign.demo_model import demo_model
 from exoalign.errors import ModelError
 from exoalign.files import checksum
@@ -37,7 +38,7 @@ def resolve(path: str) -> str:
         raise ModelError(f"model {path[:100]!r} is no folder and no hub id: {error}") from error
     if looks_local and not is_folder:
         raise ModelError(f"model {path}: no such folder; expected a folder with config.json, a hub id or `demo`")
-    if is_folder and not (folder / "config.json").is_file():
+    if is_folder and not (folder / "config.json").is_file() and not adapters.is_adapter_folder(folder):
         raise ModelError(f"model {path}: no config.json in the folder; expected a model saved by save_pretrained")
     return str(folder) if is_folder else path
 
@@ -49,22 +50,41 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    quantize: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model.
 
     Args:
-        path: a folder, a hub id, or `demo`.
+        path: a folder, a hub id, or `demo`; a folder with an adapter gives its base model with the adapter on it (peft's
+            wrapper), trainable.
         dtype: the type of the weights.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run the Python code that the model's repository brings. Off unless the user says so.
         device: where the weights go; the accelerator if there is one, when None.
+        quantize: hold the (base) model in 4 bits by bitsandbytes and compute in this type: for QLoRA.
 
     Raises:
         ModelError: if the model cannot be found, is no causal model, has no safetensors or wants its own code; if a weight
-            is missing or a file damaged.
+            is missing or a file damaged; if an adapter is not its base's; if `quantize` cannot be done here.
     """
     source = resolve(path)
+    if adapters.is_adapter_folder(source):
+        adapters.need_peft()
+        base, base_revision = adapters.base_of(source)
+        below = load_model(
+            base,
+            dtype=dtype,
+            revision=base_revision,
+            trust_remote_code=trust_remote_code,
+            device=device,
+            quantize=quantize,
+        )
+        return adapters.attach(below, source)  # type: ignore[return-value]  # it hands on whatever its model has
     _refuse_pickled_shards(Path(source))
+    adapters.refuse_hub_adapter(source, revision)
+    bits = {} if quantize is None else {"quantization_config": adapters.quantization(quantize)}
+    if bits:
+        bits["device_map"] = {"": str(device or default_device())}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -74,6 +94,7 @@ def load_model(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # told below, with names and sizes
             output_loading_info=True,
+            **bits,
         )
     except Exception as error:
         raise ModelError(_explain(path, error)) from error
@@ -87,7 +108,7 @@ def load_model(
             f"model {path} is no complete {type(model).__name__}: {'; '.join(wrong[:3])}{more}; expected a causal language"
             " model with all its weights"
         )
-    return model.to(device or default_device())  # type: ignore[arg-type]
+    return model if bits else model.to(device or default_device())  # type: ignore[arg-type]
 
 
 def load_tokenizer(
@@ -99,6 +120,8 @@ def load_tokenizer(
         ModelError: if there is none.
     """
     source = resolve(path)
+    if not (Path(source) / "tokenizer_config.json").is_file():
+        source, revision = _base(source, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -108,9 +131,17 @@ def load_tokenizer(
     return tokenizer
 
 
+def _base(source: str, revision: str | None) -> tuple[str, str | None]:
+    """Where the base of an adapter folder lies; of anything else, the same again."""
+    if not adapters.is_adapter_folder(source):
+        return source, revision
+    base, revision = adapters.base_of(source)
+    return resolve(base), revision
+
+
 def context_length(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
     """The model's context in tokens, None where its configuration names none."""
-    source = resolve(path)
+    source, revision = _base(resolve(path), revision)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -182,13 +213,18 @@ def autocast(device: torch.device, *, bf16: bool) -> Iterator[None]:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 over names, types and bytes of all weights, and the configuration: equal exactly when the models are."""
+    """SHA-256 over names, types and bytes of all weights, and the configuration: equal exactly when the models are.
+
+    Adapters count with their settings; a model whose adapters are off has its base's fingerprint.
+    """
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
     if config is not None:
         settings = {key: value for key, value in config.to_dict().items() if key not in _NOT_THE_MODEL}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    if in_use := adapters.settings_of(model):
+        digest.update(json.dumps(in_use, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(adapters.weights_of(model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -226,7 +262,10 @@ def identity(path: str, revision: str | None = None) -> dict[str, str]:
     if not folder.is_dir():
         return {"hub": path, "revision": revision or "main"}
     kept = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
-    return {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.suffix in kept}
+    found = {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.suffix in kept}
+    if adapters.is_adapter_folder(folder):
+        found |= {f"base {name}": value for name, value in identity(*adapters.base_of(folder)).items()}
+    return found
 
 
 def token_ids(value: Any) -> list[int]:

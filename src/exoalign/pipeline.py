@@ -28,6 +28,7 @@ from exoalign.report import write_page
 from exoalign.rewards.functions import resolve_reward
 from exoalign.sampling.generate import encode_prompts
 from exoalign.store import RunFolder, StageResult, versions
+from exoalign.train.adapter import check_adapter
 
 Say = Callable[[str], None]
 ORDER = ["sample", "reward", "align", "evaluate"]
@@ -52,6 +53,7 @@ def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> d
     bf16 = section.precision == "bfloat16" or (section.precision == "auto" and native_bfloat16())
     context = stages.Context(recipe, tokenizer, bf16, show)
     stages.training_arguments(recipe, bf16=bf16)  # refuses wrong settings before any work
+    check_adapter(recipe)
     inputs = _Prompts(context) if recipe.prompts is not None else _Data(context)
     for note in inputs.notes:
         say(f"note: {plain(note)}")

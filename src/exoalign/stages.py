@@ -30,6 +30,7 @@ from exoalign.models import load_model
 from exoalign.progress import Progress
 from exoalign.rewards.functions import resolve_reward, score
 from exoalign.sampling import SamplingSettings, TransformersSampler
+from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
 from exoalign.train.arguments import ExoConfig
 from exoalign.train.progress_callback import StepProgress
@@ -65,6 +66,7 @@ class Context:
             dtype=dtype,
             revision=None if path else section.revision,
             trust_remote_code=section.trust_remote_code,
+            quantize=compute_type(self.recipe, bf16=self.bf16),
         ).eval()
 
     def settings(self, *, k: int, seed: int) -> SamplingSettings:
@@ -153,6 +155,7 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
                 processing_class=context.tokenizer,
                 report=progress.advance,
                 reference_cache=default_folder(),
+                peft_config=adapter_settings(context.recipe),
             )
         except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
             raise ConfigError(f"align.trainer: {error}") from error

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from exoalign.adapters import KINDS, is_adapted
 from exoalign.errors import ModelError
 from exoalign.groups import GroupBatch
 from exoalign.logprobs import attention, rows
-from exoalign.logprobs.head import Head, head_of, token_comparison, token_logprobs
+from exoalign.logprobs.adapted_head import adapted_head_of, head_state
+from exoalign.logprobs.head import Head, token_comparison, token_logprobs
 from exoalign.logprobs.pack import Pack, pack
 
 logger = logging.getLogger(__name__)
@@ -29,18 +31,18 @@ COARSE = 0.5
 """Largest difference in nats between both ways on the probe's completions of 3 tokens; COARSE for weights of 16 bits, whose
 rounding alone moves a log-prob by tenths. A layout that is misread moves it by whole nats."""
 
-_verdicts: weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
+_verdicts: weakref.WeakKeyDictionary[torch.nn.Module, dict[object, str]] = weakref.WeakKeyDictionary()
 
 
 def shares_prefix(model: torch.nn.Module) -> bool:
     """Whether the model computes a prompt once for all its completions; decided on the first call, and again after a change."""
-    known = _verdicts.get(model)
-    if known is None or known[0] != _state(model):
+    known = _verdicts.setdefault(model, {})
+    if _state(model) not in known:
         reason = _examine(model)
-        known = _verdicts[model] = _state(model), reason
+        known[_state(model)] = reason
         if reason:
             logger.warning("log-probs go by padded rows, correct but slower: %s", reason)
-    return not known[1]
+    return not known[_state(model)]
 
 
 def completion_logprobs(model: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0) -> Tensor:
@@ -74,31 +76,51 @@ def compare_policies(
     return packed.sums(ratio.double().cpu(), batch.shape), packed.sums(kl.double().cpu(), batch.shape)
 
 
-def _state(model: Any) -> object:
-    """What a verdict holds for: sharding changes the class in place, and anyone may set another attention or type."""
+def _within(model: Any) -> Any:
+    """The model of transformers itself where peft wraps it: an adapter sits in its layers."""
+    return model.get_base_model() if is_adapted(model) else model
+
+
+def _state(wrapped: Any) -> object:
+    """What a verdict holds for: sharding changes the class in place, anyone may set another attention, type or adapter."""
+    model = _within(wrapped)
     if not isinstance(model, PreTrainedModel):
         return type(model)
-    return type(model), type(model.get_output_embeddings()), model.dtype, model.config._attn_implementation
+    kinds = tuple(settings.peft_type for settings in (getattr(wrapped, "peft_config", None) or {}).values())
+    return type(model), head_state(model), model.dtype, model.config._attn_implementation, kinds
+
+
+def _unknown_adapter(wrapped: Any) -> str:
+    """The adapter that may look at more than one token at a time, or nothing."""
+    for settings in (getattr(wrapped, "peft_config", None) or {}).values():
+        if settings.is_prompt_learning:
+            return "an adapter puts tokens of its own before the prompt"
+        if settings.peft_type.value not in KINDS or getattr(settings, "alora_invocation_tokens", None):
+            return f"an adapter of the type {settings.peft_type.value} may do more than change single layers"
+    return ""
 
 
 @torch.no_grad()
-def _examine(model: Any) -> str:
+def _examine(wrapped: Any) -> str:
     """Why the model cannot share prompts, or nothing where it can: tried on two small groups. One that can is set to it."""
+    if reason := _unknown_adapter(wrapped):
+        return reason
+    model = _within(wrapped)
     name = type(model).__name__
-    if not isinstance(model, PreTrainedModel):  # DistributedDataParallel, whose forward must run, or an adapter
+    if not isinstance(model, PreTrainedModel):  # DistributedDataParallel, whose forward must run
         return f"{name} wraps a model or is none of transformers"
     if not model._can_set_attn_implementation():
         return f"the attention of {name} does not follow the interface of transformers"
-    if head_of(model) is None:
-        return f"the head of {name} is no plain linear layer"
+    if adapted_head_of(model) is None:
+        return f"the head of {name} is no plain linear layer, or has an adapter that is more than plain LoRA"
     before = _implementations(model)
     batch = _probe(model)
     packed = pack(batch).to(_device(model))
     reason = "its examination was broken off"
     try:
-        with _plainly(model):
+        with _plainly(wrapped):
             model.set_attn_implementation({key: _oracle(value) for key, value in before.items()})
-            slow = rows.completion_logprobs(model, batch)
+            slow = rows.completion_logprobs(wrapped, batch)
             model.set_attn_implementation(attention.NAME)
             difference = float((_shared(model, packed, batch.shape, 1.0) - slow).abs().max())
             reason = _unseen(model, packed) or _other_head(model, packed)
@@ -117,11 +139,12 @@ def _examine(model: Any) -> str:
 
 def _other_head(model: Any, packed: Pack) -> str:
     """Whether the model finishes its logits some other way than `head_of` read: told even where 16 bits blur the sums."""
-    head = head_of(model)
-    assert head is not None
+    adapted = adapted_head_of(model)
+    assert adapted is not None
     ids = packed.input_ids[:, : packed.layout.branches[0].end]
     theirs = model(input_ids=ids, use_cache=False).logits[0].float()
-    ours = head.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[0]
+    hidden = adapted.states(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    ours = adapted.head.columns(slice(None), hidden.dtype).logits(hidden)[0]
     if (ours - theirs).abs().max() <= 0.01 * theirs.abs().max():
         return ""
     return f"{type(model).__name__} finishes its logits in a way that is not known here"
@@ -176,7 +199,9 @@ def _plainly(model: Any) -> Iterator[None]:
 
 def _probe(model: Any) -> GroupBatch:
     """Two small groups of arbitrary tokens; prompts of one length, so that no row needs padding before it."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    adapted = adapted_head_of(model)
+    assert adapted is not None
+    vocabulary = len(adapted.head.weight)
     ids = torch.randint(vocabulary, (2 * 5 + 2 * 3 * 3,), generator=torch.Generator().manual_seed(0))
     return GroupBatch(
         prompt_ids=ids[:10].view(2, 5),
@@ -186,10 +211,11 @@ def _probe(model: Any) -> GroupBatch:
     )
 
 
-def _hidden(model: Any, packed: Pack) -> tuple[Tensor, Head]:
-    """Hidden states that predict the completion tokens [M, E], and the head."""
-    head = head_of(model)
-    assert head is not None
+def _hidden(wrapped: Any, packed: Pack) -> tuple[Tensor, Head]:
+    """Hidden states that predict the completion tokens [M, E], and the head; both wider under an adapter on the head."""
+    model = _within(wrapped)
+    adapted = adapted_head_of(model)
+    assert adapted is not None
     states = model.base_model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -197,7 +223,7 @@ def _hidden(model: Any, packed: Pack) -> tuple[Tensor, Head]:
         use_cache=False,
         layout=packed.layout,
     ).last_hidden_state
-    return states[0, packed.predictors], head
+    return adapted.states(states[0, packed.predictors]), adapted.head
 
 
 def _device(model: torch.nn.Module) -> torch.device:

@@ -59,13 +59,13 @@ class Head:
         return (z.div_(temperature) if temperature != 1.0 else z), bent
 
 
-def head_of(model: Any) -> Head | None:
-    """The head of a transformers model, None where it is no plain linear layer.
+def head_of(model: Any, layer: Any = None) -> Head | None:
+    """The head of a transformers model (`layer`, where an adapter wraps it), None where it is no plain linear layer.
 
     The finish is read from the configuration names that transformers' models use; whoever relies on it compares the result
     with the model's own logits (see `engine`).
     """
-    layer = model.get_output_embeddings()
+    layer = model.get_output_embeddings() if layer is None else layer
     # a subclass may compute something else, and so may a sharded or quantised weight
     if type(layer) is not torch.nn.Linear or type(layer.weight) is not torch.nn.Parameter:
         return None

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from exoalign import adapters
 from exoalign.data.collate import collate
 from exoalign.data.tokenize import tokenize
 from exoalign.errors import TrainingError
@@ -37,6 +38,7 @@ from exoalign.train.reference import add_reference, check_agreement
 from exoalign.train.reference_cache import ReferenceCache
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,10 @@ class ExoTrainer(Trainer):
             reference log-probs are added where they are missing.
         eval_dataset: groups to compute the loss on, as for any Trainer.
         processing_class: the tokenizer.
+        peft_config: train a fresh adapter with these settings (peft's LoraConfig, for example) and leave the model's own
+            weights as they are; the reference is the model with the adapter off. A model that has an adapter already
+            (peft's wrapper, or an adapter's folder) needs none: that adapter is trained further, and as it stands before
+            training it is the reference.
         ref_model: another reference than the policy's initial weights; then policy and reference may differ at step 0.
         report: called with the number of groups whose reference log-probs are done.
         reference_cache: a folder in which reference log-probs are kept for other runs, whatever their objective or betas;
@@ -83,6 +89,7 @@ class ExoTrainer(Trainer):
         ref_model: PreTrainedModel | None = None,
         report: Callable[[int], None] | None = None,
         reference_cache: str | Path | None = None,
+        peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
         objective = OBJECTIVES[args.objective]
@@ -94,11 +101,17 @@ class ExoTrainer(Trainer):
             model = load_model(model)
         if processing_class is None:
             raise TrainingError("no tokenizer: give processing_class with the model")
+        if peft_config is not None:
+            model = adapters.wrap(model, peft_config)  # type: ignore[assignment]  # it hands on whatever its model has
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise TrainingError(
+                "no weight of the model is trainable; load its adapter with is_trainable=True, or with exoalign.load_model"
+            )
         refuse_lost_updates(model, args.learning_rate)
         if args.disable_dropout:
             without_dropout(model)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._ref_model, self._report = ref_model, report
+        self._ref_model, self._report, self._adapter_is_fresh = ref_model, report, peft_config is not None
         self.reference_cache = None if reference_cache is None else ReferenceCache(reference_cache)
         self._sums: dict[str, Tensor] = {}
         self._groups = 0
@@ -144,11 +157,13 @@ class ExoTrainer(Trainer):
             "max_tokens": self._tokens_per_pass(),
         }
         reference = self.model if self._ref_model is None else self._ref_model.to(self.args.device)  # type: ignore[arg-type]
-        self.train_dataset = add_reference(
-            self.train_dataset, reference, report=self._report, cache=self.reference_cache, **shared
-        )
-        if self.eval_dataset is not None:
-            self.eval_dataset = add_reference(self.eval_dataset, reference, cache=self.reference_cache, **shared)
+        base = self._ref_model is None and self._adapter_is_fresh
+        with adapters.switched_off(reference) if base else contextlib.nullcontext():
+            self.train_dataset = add_reference(
+                self.train_dataset, reference, report=self._report, cache=self.reference_cache, **shared
+            )
+            if self.eval_dataset is not None:
+                self.eval_dataset = add_reference(self.eval_dataset, reference, cache=self.reference_cache, **shared)
         if self._ref_model is None:
             kept = self.reference_cache is not None and self.reference_cache.used
             largest = check_agreement(self.train_dataset, self.model, kept=kept, **shared)
@@ -241,7 +256,7 @@ class ExoTrainer(Trainer):
         self._groups += len(losses)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A standard folder: weights as safetensors, configuration, tokenizer and chat template, and no pickle."""
+        """A standard folder: weights (or the adapter) as safetensors, configuration, tokenizer, template, and no pickle."""
         super().save_model(output_dir, _internal_call)
         (Path(output_dir or self.args.output_dir or ".") / "training_args.bin").unlink(missing_ok=True)
 
