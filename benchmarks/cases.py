@@ -1,7 +1,7 @@
 """The work that is measured: real rows as token ids, so that both sides train on the same tokens.
 
-Each case says the precision, how many groups make an optimizer step, and how many steps are timed. A group of K completions is,
-for a trainer that knows pairs only, K // 2 disjoint pairs.
+Each case says the precision and how many groups make the optimizer step that is timed; every round takes the next groups of the
+data. A group of K completions is, for a trainer that knows pairs only, K // 2 disjoint pairs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,7 @@ class Case:
     precision: str  # of the weights, or "autocast": float32 weights, bfloat16 arithmetic
     objective: str
     groups_per_step: int
-    steps: int
     unit: str
-
-    @property
-    def count(self) -> int:
-        """Groups that are trained on."""
-        return self.groups_per_step * self.steps
 
 
 def hh_pairs(tokenizer: Any, data: Path, count: int) -> list[Group]:
@@ -73,34 +67,33 @@ def _longest(group: Group) -> int:
 
 
 CASES = {
-    "hh_bf16": Case("HH pairs, bfloat16 weights", hh_pairs, "bfloat16", "exo_pref", 8, 2, "pairs"),
-    "hh_fp32": Case("HH pairs, float32", hh_pairs, "float32", "exo_pref", 8, 2, "pairs"),
-    "hh_autocast": Case(
-        "HH pairs, float32 weights, bfloat16 autocast", hh_pairs, "autocast", "exo_pref", 8, 2, "pairs"
-    ),
+    "hh_bf16": Case("HH pairs, bfloat16 weights", hh_pairs, "bfloat16", "exo_pref", 8, "pairs"),
+    "hh_fp32": Case("HH pairs, float32", hh_pairs, "float32", "exo_pref", 8, "pairs"),
+    "hh_autocast": Case("HH pairs, float32 weights, bfloat16 autocast", hh_pairs, "autocast", "exo_pref", 8, "pairs"),
     "k8_long_prompt": Case(
         "K = 8, prompts of 512, completions of 64, bfloat16 weights",
         long_prompts,
         "bfloat16",
         "exo_rw",
         1,
-        2,
         "completions",
     ),
     "alpaca_k8": Case(
-        "alpaca_eval, K = 8, cut at 256, bfloat16 weights", alpaca, "bfloat16", "exo_rw", 2, 2, "completions"
+        "alpaca_eval, K = 8, cut at 256, bfloat16 weights", alpaca, "bfloat16", "exo_rw", 2, "completions"
     ),
 }
 
 
-def rows_of(case: Case, model: str, data: Path) -> list[Group]:
-    """The case's groups with token ids.
+def rows_of(case: Case, model: str, data: Path, number: int) -> list[Group]:
+    """The case's groups of round `number`, with token ids.
 
     Raises:
         SystemExit: if the data is not there.
     """
     if not data.is_dir():
         raise SystemExit(f"{data}: no such folder; give the folder with hh_harmless_train.jsonl.gz as --data")
-    groups = case.groups(load_tokenizer(model), data, case.count)
-    assert len(groups) == case.count, f"{len(groups)} rows, {case.count} wanted"
+    first = number * case.groups_per_step
+    groups = case.groups(load_tokenizer(model), data, first + case.groups_per_step)[first:]
+    if len(groups) < case.groups_per_step:
+        raise SystemExit(f"{data}: too few rows for round {number + 1}")
     return groups

@@ -1,7 +1,7 @@
-"""Both sides of the comparison, each run in a process of its own: `python benchmarks/sides.py SIDE CASE MODEL DATA`.
+"""Both sides of the comparison, each run in a process of its own: `python benchmarks/sides.py SIDE CASE MODEL DATA ROUND`.
 
 Both are transformers' Trainer with the same rows in the same order, plain SGD, no checkpointing, no dropout, the reference
-log-probs computed before. Timed is from the first step's begin to the last one's end, after a warm-up on the smallest pair.
+log-probs computed before. Timed is the optimizer step, after a warm-up on the smallest pair.
 Prints one line of JSON: seconds, units a second, peak memory of the process.
 """
 
@@ -86,7 +86,7 @@ def trl(case: Case, groups: list[Group], model: str, folder: str) -> tuple[Any, 
         beta=0.5,
         precompute_ref_log_probs=True,
         max_length=None,
-        per_device_train_batch_size=len(pairs) // case.steps,
+        per_device_train_batch_size=len(pairs),
     )
     trainer = OnTokens(
         _load(model, case),
@@ -134,11 +134,11 @@ def _ids(row: Any) -> list[Any]:
     return [row.prompt_ids, *row.completion_ids]
 
 
-def measure(side: str, name: str, model: str, data: Path) -> dict[str, float]:
+def measure(side: str, name: str, model: str, data: Path, number: int) -> dict[str, float]:
     """Train a case by one side and measure it."""
     quiet_libraries()
     case = CASES[name]
-    groups = rows_of(case, model, data)
+    groups = rows_of(case, model, data, number)
     with tempfile.TemporaryDirectory() as folder:
         trainer, units = {"ours": ours, "trl": trl}[side](case, groups, model, folder)
         _warm_up(trainer)
@@ -150,5 +150,5 @@ def measure(side: str, name: str, model: str, data: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    result = measure(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    result = measure(*sys.argv[1:4], Path(sys.argv[4]), int(sys.argv[5]))
     sys.stdout.write("\n" + json.dumps(result) + "\n")

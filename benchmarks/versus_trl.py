@@ -3,7 +3,7 @@
     python benchmarks/versus_trl.py --json results.json                 # all cases, 5 rounds, about an hour on two cores
     python benchmarks/versus_trl.py --case k8_long_prompt --rounds 1
 
-One process a measurement, ABAB order; a round that warms the machine is dropped. Needs the development environment with
+One process a measurement, ABAB order, other rows each round. Needs the development environment with
 `pip install -e '.[bench]'`.
 """
 
@@ -25,13 +25,13 @@ from exoalign.models import resolve
 HERE = Path(__file__).parent
 
 
-def measured(side: str, case: str, model: str, data: Path) -> dict[str, float]:
+def measured(side: str, case: str, model: str, data: Path, number: int) -> dict[str, float]:
     """One measurement in a process of its own.
 
     Raises:
         SystemExit: with what it said, if it failed.
     """
-    command = [sys.executable, str(HERE / "sides.py"), side, case, model, str(data)]
+    command = [sys.executable, str(HERE / "sides.py"), side, case, model, str(data), str(number)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{side} on {case} failed:\n{done.stderr[-2000:]}")
@@ -72,7 +72,7 @@ def main() -> None:
         case, rounds = CASES[name], []
         for number in range(options.rounds):
             began = time.perf_counter()
-            rounds.append({side: measured(side, name, model, options.data) for side in ("ours", "trl")})
+            rounds.append({side: measured(side, name, model, options.data, number) for side in ("ours", "trl")})
             now, a, b = summary(rounds), rounds[-1]["ours"], rounds[-1]["trl"]
             sys.stderr.write(
                 f"{name} round {number + 1}: {a['seconds']:.1f} s against {b['seconds']:.1f} s,"
