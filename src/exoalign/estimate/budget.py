@@ -11,8 +11,8 @@ from exoalign.estimate.memory import memory_for
 from exoalign.estimate.simulate import PassShape, Simulated, simulate
 from exoalign.models import default_device
 
-SHARE = 0.6
-"""Of what weights, gradients and optimizer leave over, a pass takes so much: fragments and kernels need theirs."""
+SHARE = 0.75
+"""Of what weights, gradients and optimizer leave over, a pass takes so much: other processes and the next stage need theirs."""
 MOST_TOKENS = {"cpu": 4096}
 MOST_TOKENS_ELSEWHERE = 16384
 """Beyond so many tokens a pass gains no more speed."""
@@ -73,12 +73,12 @@ def largest_pass(
     kept = small.weights + small.gradients + optimizer_bytes * small.trainable
     kept += BASELINE if device.type == "cpu" else 0
     room = SHARE * (memory - kept)
-    if large.activations + large.temporary <= room:
+    if large.taken <= room:
         return high
     tokens = _between(least, small, high, large, room)
     if tokens > least:  # the first took the temporary bytes of the largest pass for granted
         middle, found = run((tokens - prompt) // step)
-        if found.activations + found.temporary <= room:
+        if found.taken <= room:
             tokens = max(tokens, _between(middle, found, high, large, room))
     return tokens
 
@@ -93,5 +93,5 @@ def recomputes(model: Any) -> bool:
 
 def _between(low: int, small: Simulated, high: int, large: Simulated, room: float) -> int:
     """Tokens that fit: activations grow evenly, and temporary bytes are no more than the larger pass has."""
-    slope = (large.activations - small.activations) / max(high - low, 1)
-    return max(int(low + (room - large.temporary - small.activations) / max(slope, 1.0)), low)
+    slope = (large.activations + large.fragments - small.activations - small.fragments) / max(high - low, 1)
+    return max(int(low + (room - large.temporary - small.activations - small.fragments) / max(slope, 1.0)), low)

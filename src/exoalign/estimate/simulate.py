@@ -1,7 +1,8 @@
 """One training pass on tensors without data: the real code runs, every tensor it would hold is counted, nothing is computed.
 
 The model is copied with PyTorch's fake tensors in place of its weights, so that kernels, autocast and what autograd saves are
-those of the device, whatever the architecture, and 70B take no more memory here than 1B.
+those of the device, whatever the architecture, and 70B take no more memory here than 1B. Where all layers are alike, a few of
+them are run and the rest is drawn on as a straight line.
 
 Shape legend: C completions of a pass, M completion tokens, E hidden size.
 """
@@ -9,24 +10,26 @@ Shape legend: C completions of a pass, M completion tokens, E hidden size.
 from __future__ import annotations
 
 import copy
-import math
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from exoalign.errors import ModelError
+from exoalign.estimate.live import Live
 from exoalign.groups import GroupBatch
 from exoalign.logprobs import attention, rows
 from exoalign.logprobs.head import head_of, token_logprobs
 from exoalign.logprobs.pack import pack
 from exoalign.models import autocast
+
+DEPTHS = 3, 6
+"""Layers that are run of a model whose layers are alike."""
+
+FRAGMENTS = 0.45
+"""Bytes in fragments for each byte in small blocks, as measured (docs/estimate.md)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Simulated:
         trainable: the number of trainable weights.
         activations: what is kept from the forward for the backward, copies of weights in bfloat16 among it.
         temporary: what comes on top at the highest point: the head's chunks of logits, gradients on their way.
+        small: of both, what lies in main memory in blocks of less than `live.MAPPED` bytes.
         forward: operations of the forward without the head.
         head: operations of the head forward.
         backward: operations of the backward, both.
@@ -64,15 +68,21 @@ class Simulated:
     trainable: int
     activations: int
     temporary: int
+    small: int
     forward: int
     head: int
     backward: int
     shared: bool
 
     @property
-    def peak(self) -> int:
-        """Bytes at the highest point of the pass, gradients of earlier passes present."""
-        return self.weights + self.gradients + self.activations + self.temporary
+    def fragments(self) -> int:
+        """Bytes that the C library holds on top, between blocks that are in use."""
+        return round(FRAGMENTS * self.small)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the pass takes at its highest point, on top of weights, gradients and the optimizer's state."""
+        return self.activations + self.temporary + self.fragments
 
 
 def simulate(model: Any, shape: PassShape, *, bf16: bool, device: torch.device, checkpointing: bool) -> Simulated:
@@ -88,41 +98,88 @@ def simulate(model: Any, shape: PassShape, *, bf16: bool, device: torch.device, 
     Raises:
         ModelError: if the model cannot run on tensors without data.
     """
-    shares = _takes_packed_rows(model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter of peft
+    layers = _layers_alike(model)
+    depths = [None] if layers is None else list(DEPTHS)
     try:
-        return _simulate(model, shape, bf16=bf16, device=device, checkpointing=checkpointing, shared=shares)
+        runs = [
+            _run(model, shape, bf16=bf16, device=device, checkpointing=checkpointing, layers=layers, depth=depth)
+            for depth in depths
+        ]
     except Exception as error:  # an architecture may depend on the numbers themselves, in any way it likes
         first = next(iter(str(error).splitlines()), "")
         raise ModelError(
             f"{type(model).__name__} does not run on tensors without data ({type(error).__name__}: {first})"
         ) from error
+    return replace(
+        runs[0] if layers is None else _drawn_on(runs[0], runs[1], len(layers)),
+        weights=_bytes(model.parameters()) + _bytes(model.buffers()),
+        gradients=_bytes(p for p in model.parameters() if p.requires_grad),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
 
 
-def _simulate(
-    model: Any, shape: PassShape, *, bf16: bool, device: torch.device, checkpointing: bool, shared: bool
+def _drawn_on(few: Simulated, more: Simulated, layers: int) -> Simulated:
+    """A pass of all layers, from passes of some of them."""
+    further = (layers - DEPTHS[1]) / (DEPTHS[1] - DEPTHS[0])
+
+    def line(less: int, more: int) -> int:
+        return round(more + further * (more - less))
+
+    return replace(
+        more,
+        activations=line(few.activations, more.activations),
+        small=line(few.small, more.small),
+        forward=line(few.forward, more.forward),
+        backward=line(few.backward, more.backward),
+    )
+
+
+def _layers_alike(model: Any) -> torch.nn.ModuleList | None:
+    """The model's layers, where there are many and none differs from another."""
+    config = model.config.get_text_config()
+    count = getattr(config, "num_hidden_layers", 0)
+    found = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+    if len(found) != 1 or count <= DEPTHS[1] or len(set(getattr(config, "layer_types", None) or ())) > 1:
+        return None
+    kinds = {
+        (type(m), tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in m.named_parameters())) for m in found[0]
+    }
+    return found[0] if len(kinds) == 1 else None
+
+
+def _run(
+    model: Any,
+    shape: PassShape,
+    *,
+    bf16: bool,
+    device: torch.device,
+    checkpointing: bool,
+    layers: torch.nn.ModuleList | None,
+    depth: int | None,
 ) -> Simulated:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter of peft
+    shared = _takes_packed_rows(model)
     prepare = _packed_pass if shared else _rows_pass
     forward, finish = prepare(model, shape)
-    live = _Live()
+    live = Live()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = _without_data(model, device)
+        fake = _without_data(model, device, layers, depth)
         if shared:
             fake.set_attn_implementation(attention.NAME)
         fake.train()
         if checkpointing:
             enable = getattr(fake, "activation_checkpointing_enable", None) or fake.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        trainable = [p for p in fake.parameters() if p.requires_grad]
         with live:
-            for t in (*fake.parameters(), *fake.buffers()):
+            for p in fake.parameters():  # gradients of an earlier pass are there
+                live.add(p)
+                if p.requires_grad:
+                    p.grad = torch.empty_like(p)
+            for t in fake.buffers():
                 live.add(t)
-            weights = live.bytes
-            for p in trainable:
-                p.grad = torch.empty_like(p)
-            before = live.bytes
+            before, small = live.bytes, live.small
             with autocast(device, bf16=bf16):
                 states = forward(fake)
                 activations, body = live.bytes - before, live.flops
@@ -130,16 +187,21 @@ def _simulate(
                 head = live.flops - body
             total.backward()
     return Simulated(
-        weights=weights,
-        gradients=before - weights,
-        trainable=sum(p.numel() for p in trainable),
+        weights=0,
+        gradients=0,
+        trainable=0,
         activations=activations,
         temporary=live.peak - before - activations,
+        small=live.small_at_peak - small if device.type == "cpu" else 0,
         forward=body,
         head=head,
         backward=live.flops - body - head,
         shared=shared,
     )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 _Pass = tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Tensor]]
@@ -149,8 +211,9 @@ def _packed_pass(model: Any, shape: PassShape) -> _Pass:
     """Forward of the body and of the head, as `engine` runs them, on a packed row."""
     packed, head = pack(_group(shape)), head_of(model)
     assert head is not None
-    for window in _windows(model):  # their sizes depend on numbers, so they are made of real ones
-        attention._block_of(packed.layout, 0, window, torch.device("cpu"))
+    for number in range(len(packed.layout.spans)):
+        for window in _windows(model):  # the sizes of a block depend on numbers, so it is made of real ones
+            attention._block_of(packed.layout, number, window, torch.device("cpu"))
 
     def body(fake: Any) -> Tensor:
         row = packed.to(_device(fake))
@@ -188,20 +251,23 @@ def _rows_pass(model: Any, shape: PassShape) -> _Pass:
 
 def _group(shape: PassShape) -> GroupBatch:
     c, length = shape.completions, shape.completion
+    ids = torch.arange(1, c + 1)[None, :, None]  # no two alike, so that none is shared
     return GroupBatch(
         prompt_ids=torch.zeros(1, shape.prompt, dtype=torch.long),
         prompt_lengths=torch.tensor([shape.prompt]),
-        completion_ids=torch.zeros(1, c, length, dtype=torch.long),
+        completion_ids=ids.expand(1, c, length),
         completion_lengths=torch.full((1, c), length),
     )
 
 
-def _without_data(model: Any, device: torch.device) -> Any:
-    """A copy of the model whose weights and buffers hold no data: inside a fake mode."""
+def _without_data(model: Any, device: torch.device, layers: torch.nn.ModuleList | None, depth: int | None) -> Any:
+    """A copy of the model, with so many of its layers, whose weights hold no data: inside a fake mode."""
     memo: dict[int, Any] = {}
     for t in (*model.parameters(), *model.buffers()):
         empty = torch.empty(t.shape, dtype=t.dtype, device=device)
         memo[id(t)] = torch.nn.Parameter(empty, t.requires_grad) if isinstance(t, torch.nn.Parameter) else empty
+    if layers is not None:
+        memo[id(layers)] = torch.nn.ModuleList(copy.deepcopy(layer, memo) for layer in layers[:depth])
     return copy.deepcopy(model, memo)
 
 
@@ -222,49 +288,3 @@ def _windows(model: Any) -> set[int | None]:
 def _device(model: Any) -> torch.device:
     device: torch.device = next(model.parameters()).device
     return device
-
-
-class _Live(TorchDispatchMode):
-    """Bytes of all tensors that are alive, their highest sum, and the operations run so far."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = self.flops = 0
-        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-    def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage until it is freed; views of it are no more."""
-        storage = tensor.untyped_storage()
-        if storage not in self._seen:
-            size = self._seen[storage] = storage.nbytes()
-            self.bytes += size
-            self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self._free, size).atexit = False
-
-    def _free(self, size: int) -> None:
-        self.bytes -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        self.flops += _operations(func, args, kwargs or {}, out)
-        return out
-
-
-def _operations(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    packet = func._overloadpacket
-    if packet in flop_registry:
-        return int(flop_registry[packet](*args, **kwargs, out_val=out))
-    # the CPU's attention is not in PyTorch's register: forward two products, backward five
-    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-        return 2 * _product(args[0], args[1])
-    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
-        return 5 * _product(args[1], args[2])
-    return 0
-
-
-def _product(query: Tensor, key: Tensor) -> int:
-    """Operations of query @ key.T: [B, H, L, D], [B, G, S, D]."""
-    return 2 * math.prod(query.shape) * key.shape[2]
