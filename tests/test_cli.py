@@ -40,12 +40,14 @@ def test_the_options_of_every_command_are_these():
         ],
         "align": [
             ("--model", True, None),
-            ("--data", True, None),
-            ("--out", True, None),
+            ("--data", False, None),
+            ("--out", False, None),
             ("--objective", False, "exo_pref"),
             ("--eval-data", False, None),
             ("--limit", False, None),
             ("--eval-limit", False, None),
+            ("--estimate", False, False),
+            ("--shape", False, None),
             ("overrides", False, None),
             ("--json", False, False),
             ("--quiet -q", False, False),
@@ -287,7 +289,7 @@ def test_escape_codes_in_names_and_rows_are_inert(place, exoalign):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["align"], ["align", "--modle", "x"], ["run"], ["ruin"], ["--nothing"], ["run", "a.yaml", "--beta", "1"]],
+    [["align"], ["align", "--model", "x"], ["align", "--model", "x", "--data", "y"], ["align", "--modle", "x"], ["run"], ["ruin"], ["--nothing"], ["run", "a.yaml", "--beta", "1"]],
 )
 def test_wrong_usage_exits_with_2(arguments, exoalign):
     code, out, err = exoalign(*arguments)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import gc
 import json
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,13 +23,17 @@ from exoalign.data.formats import PromptRow
 from exoalign.data.table import read_table, write_table
 from exoalign.data.tokenize import tokenize
 from exoalign.errors import ConfigError
+from exoalign.estimate.budget import ADAM_BYTES
+from exoalign.estimate.lines import lines, warning
+from exoalign.estimate.preflight import Estimate, estimate
+from exoalign.estimate.shapes import DataShape, shape_of
 from exoalign.estimators import cluster_bootstrap
 from exoalign.evaluate.compare import kl_of_samples, summarise
 from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of
 from exoalign.files import write_text
 from exoalign.groups import Group
 from exoalign.models import load_model
-from exoalign.progress import Progress
+from exoalign.progress import Progress, plain
 from exoalign.rewards.functions import resolve_reward, score
 from exoalign.sampling import SamplingSettings, TransformersSampler
 from exoalign.train.align import ExoTrainer
@@ -37,6 +43,8 @@ from exoalign.train.reference import add_reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 GROUPS, METRICS, HISTORY, MODEL = "groups.parquet", "metrics.json", "history.json", "model"
 UNREAD = ("label_smoothing_factor", "group_by_length", "label_names", "resume_from_checkpoint")
@@ -148,6 +156,7 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
             trainer = ExoTrainer(model, arguments, groups, processing_class=context.tokenizer, report=progress.advance)
         except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
             raise ConfigError(f"align.trainer: {error}") from error
+        _say_estimate(context, trainer)
         trainer.prepare_reference()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(enabled=context.show))
@@ -160,6 +169,35 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
     return f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
+
+
+def estimate_training(model: Any, arguments: ExoConfig, shape: DataShape) -> Estimate:
+    """What training on data of a shape will take with the trainer's settings; the model may be without weights."""
+    optimizer = str(getattr(arguments.optim, "value", arguments.optim))
+    state = 0 if optimizer in ("sgd", "adafactor") else 2 if "8bit" in optimizer else ADAM_BYTES
+    return estimate(
+        model,
+        shape,
+        bf16=arguments.bf16,
+        tokens_per_pass=arguments.per_device_train_batch_size * shape.largest_group,
+        epochs=arguments.num_train_epochs,
+        checkpointing=arguments.gradient_checkpointing or None,
+        optimizer_bytes=state,
+    )
+
+
+def _say_estimate(context: Context, trainer: ExoTrainer) -> None:
+    if not trainer.is_world_process_zero():
+        return
+    try:
+        found = estimate_training(trainer.model, trainer.args, shape_of(trainer.train_dataset))
+    except Exception as error:  # an estimate is a service: whatever an architecture does to it, the run goes on
+        logger.warning("no estimate of memory and time can be made: %s", plain(str(error).partition("\n")[0]))
+        return
+    if context.show:
+        sys.stderr.write("".join(f"  {line}\n" for line in lines(found)))
+    if over := warning(found):
+        logger.warning("%s", over)
 
 
 def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow], folder: Path) -> str:

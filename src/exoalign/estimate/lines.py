@@ -20,9 +20,8 @@ def lines(estimate: Estimate) -> list[str]:
         ("data, reference cache", e.data, ""),
         ("Python, libraries", e.baseline, ""),
     ]
-    found = [
-        f"estimate for {s.groups:,} groups, K up to {s.k}, prompts up to {s.prompt:,}, completions up to {s.completion:,} tokens"
-    ]
+    lengths = f"prompts up to {s.prompt:,} and completions up to {s.completion:,} tokens"
+    found = [f"estimate for {s.groups:,} groups, K up to {s.k}, {lengths}:"]
     found += [f"  {name:<22}{size(n):>9}  {note}".rstrip() for name, n, note in rows if n]
     has = "" if e.memory is None else f"  of {size(e.memory)} that this process can have on the {e.device}"
     found.append(f"  {'peak memory':<22}{size(e.total):>9}{has}")
