@@ -18,6 +18,8 @@ MOST_TOKENS_ELSEWHERE = 16384
 """Beyond so many tokens a pass gains no more speed."""
 BASELINE = 600_000_000
 """Python with PyTorch and transformers loaded, in main memory."""
+TRIALS = 3
+"""Passes that are simulated in search of the largest, besides the smallest and the largest of use."""
 ADAM_BYTES = 8
 """AdamW keeps two numbers of float32 for each trainable weight."""
 
@@ -35,8 +37,8 @@ def largest_pass(
 ) -> int:
     """The most tokens (prompts once, and completions) that one forward and backward can hold.
 
-    A pass of one completion and one of as many as are of use are simulated, without computing anything; what fits in between
-    lies on a straight line.
+    Passes are simulated, without computing anything: of as many completions as are of use, of one, and between them where a
+    straight line says that the memory ends.
 
     Args:
         model: a causal language model with its adapters, weights on any device or on none (meta); it is left as it is.
@@ -62,25 +64,30 @@ def largest_pass(
     if checkpointing is None:
         checkpointing = recomputes(model)
 
-    def run(completions: int) -> tuple[int, Simulated]:
+    def taken(completions: int) -> tuple[int, Simulated]:
         shape = PassShape(prompt, completions, completion)
-        return shape.tokens, simulate(model, shape, bf16=bf16, device=device, checkpointing=checkpointing)
+        found = simulate(model, shape, bf16=bf16, device=device, checkpointing=checkpointing)
+        return found.taken, found
 
     step = max(completion - 1, 1)
-    most = MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
-    least, small = run(1)
-    high, large = run(max((most - prompt) // step, 1))
-    kept = small.weights + small.gradients + optimizer_bytes * small.trainable
+    low, high = 1, max((MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE) - prompt) // step, 1)
+    above, found = taken(high)
+    kept = found.weights + found.gradients + optimizer_bytes * found.trainable
     kept += BASELINE if device.type == "cpu" else 0
     room = SHARE * (memory - kept)
-    if large.taken <= room:
-        return high
-    tokens = _between(least, small, high, large, room)
-    if tokens > least:  # the first took the temporary bytes of the largest pass for granted
-        middle, found = run((tokens - prompt) // step)
-        if found.taken <= room:
-            tokens = max(tokens, _between(middle, found, high, large, room))
-    return tokens
+    if above <= room:
+        return prompt + high * step
+    below, _ = taken(low)
+    for _ in range(TRIALS):
+        guess = low + int(0.98 * (high - low) * (room - below) / max(above - below, 1))
+        if not low < guess < high:
+            break
+        bytes_there, _ = taken(guess)
+        if bytes_there <= room:
+            low, below = guess, bytes_there
+        else:
+            high, above = guess, bytes_there
+    return prompt + low * step
 
 
 def recomputes(model: Any) -> bool:
@@ -89,9 +96,3 @@ def recomputes(model: Any) -> bool:
         if hasattr(model, name):
             return bool(getattr(model, name))
     return False
-
-
-def _between(low: int, small: Simulated, high: int, large: Simulated, room: float) -> int:
-    """Tokens that fit: activations grow evenly, and temporary bytes are no more than the larger pass has."""
-    slope = (large.activations + large.fragments - small.activations - small.fragments) / max(high - low, 1)
-    return max(int(low + (room - large.temporary - small.activations - small.fragments) / max(slope, 1.0)), low)

@@ -10,6 +10,7 @@ Shape legend: C completions of a pass, M completion tokens, E hidden size.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,7 +102,10 @@ def simulate(model: Any, shape: PassShape, *, bf16: bool, device: torch.device, 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter of peft
     layers = _layers_alike(model)
     depths = [None] if layers is None else list(DEPTHS)
+    torchs = logging.getLogger("torch._subclasses.fake_tensor")  # tells at length what is told below in a line
+    level = torchs.level
     try:
+        torchs.setLevel(logging.CRITICAL)
         runs = [
             _run(model, shape, bf16=bf16, device=device, checkpointing=checkpointing, layers=layers, depth=depth)
             for depth in depths
@@ -111,6 +115,8 @@ def simulate(model: Any, shape: PassShape, *, bf16: bool, device: torch.device, 
         raise ModelError(
             f"{type(model).__name__} does not run on tensors without data ({type(error).__name__}: {first})"
         ) from error
+    finally:
+        torchs.setLevel(level)
     return replace(
         runs[0] if layers is None else _drawn_on(runs[0], runs[1], len(layers)),
         weights=_bytes(model.parameters()) + _bytes(model.buffers()),
