@@ -21,7 +21,7 @@ EFFICIENCY = 0.75
 """Share of the measured rate of matrix products that a whole pass reaches (see docs/estimate.md)."""
 TOKEN_BYTES, COMPLETION_BYTES = 44, 200
 """What Python holds of a token of the data, an int in a tuple and its text, and of a completion."""
-ADAPTER = "a LoRA adapter instead of all weights"
+ADAPTER = "align.lora.r=16 (an adapter in place of all weights)"
 ADAPTER_SHARE = 0.01
 """Trainable weights of a low-rank adapter, of all: a rank of 16 or so."""
 
