@@ -108,10 +108,12 @@ def test_operations_by_hand():
     layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64
     pairs = 20 * 20 + 2 * 10 * 30  # the square is computed, masked or not
     found = plain(llama(), shape)
-    rotary = found.forward - 3 * (2 * layer * 40 + 4 * 64 * pairs)
+    attended = 3 * 4 * 64 * pairs
+    rotary = found.forward - 3 * 2 * layer * 40 - attended
     assert 0 <= rotary < 0.001 * found.forward
     assert found.head == 2 * 22 * 64 * 500
-    assert found.backward == pytest.approx(2 * found.forward + 3 * found.head, rel=0.05)
+    # each product is two in the backward, attention's two are five, and the head computes its logits again
+    assert found.backward == pytest.approx(3 * 4 * layer * 40 + 2.5 * attended + 3 * found.head, rel=0.002)
 
 
 SIZES = {
