@@ -108,6 +108,7 @@ def test_lines_say_where_the_memory_goes(tiny_folder):
     assert [count(n) for n in (12, 540_000, 134_515_008, 70_553_706_496)] == ["12", "540 K", "135 M", "70.6 B"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the highest memory is read from /proc")
 def test_70b_and_64_completions_from_a_configuration(tmp_path):
     """In a process of its own, for its memory: the folder holds config.json and nothing else."""
     LlamaConfig(
@@ -120,9 +121,9 @@ def test_70b_and_64_completions_from_a_configuration(tmp_path):
     ).save_pretrained(tmp_path / "large")
     command = f"align --model {tmp_path / 'large'} --estimate --shape k=64 --json model.precision=bfloat16"
     code = (
-        "import resource, sys; from exoalign import cli\n"
+        "import sys; from exoalign import cli\n"
         "try: cli.main()\n"
-        "except SystemExit: sys.stderr.write(f'peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
+        "except SystemExit: sys.stderr.write(open('/proc/self/status').read().partition('VmHWM:')[2])"
     )
     done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, timeout=300)
     found = json.loads(done.stdout)
@@ -132,7 +133,9 @@ def test_70b_and_64_completions_from_a_configuration(tmp_path):
     assert found["optimizer"] == 8 * found["parameters"]
     assert not found["fits"]
     assert [c["setting"] for c in found["choices"]][-1] == "all of these"
-    assert int(done.stderr.rpartition("peak ")[2]) < 900_000  # KiB, most of it PyTorch itself
+    assert (
+        int(done.stderr.split()[0]) < 700_000
+    )  # KiB, most of it PyTorch itself; getrusage would tell the parent's too
     assert list((tmp_path / "large").iterdir()) == [tmp_path / "large" / "config.json"]
 
 
