@@ -55,6 +55,7 @@ def settings(case: Case, folder: str) -> dict[str, Any]:
         "logging_steps": 1,
         "seed": 0,
         "dataloader_pin_memory": False,
+        "use_cpu": not torch.accelerator.is_available(),
     }
 
 

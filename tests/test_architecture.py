@@ -23,7 +23,7 @@ PACKAGE = "exoalign"
 LEVELS = [
     ["errors", "_version", "files", "progress", "groups", "config", "recipe", "estimators"],
     ["losses", "data", "lab"],
-    ["demo_model", "adapters", "models", "logprobs"],
+    ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
     ["store", "report", "stages", "pipeline"],

@@ -40,12 +40,14 @@ def test_the_options_of_every_command_are_these():
         ],
         "align": [
             ("--model", True, None),
-            ("--data", True, None),
-            ("--out", True, None),
+            ("--data", False, None),
+            ("--out", False, None),
             ("--objective", False, "exo_pref"),
             ("--eval-data", False, None),
             ("--limit", False, None),
             ("--eval-limit", False, None),
+            ("--estimate", False, False),
+            ("--shape", False, None),
             ("overrides", False, None),
             ("--json", False, False),
             ("--quiet -q", False, False),
@@ -335,12 +337,60 @@ def test_escape_codes_in_names_and_rows_are_inert(place, exoalign):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["align"], ["align", "--modle", "x"], ["run"], ["ruin"], ["--nothing"], ["run", "a.yaml", "--beta", "1"]],
+    [
+        ["align"],
+        ["align", "--model", "x"],
+        ["align", "--model", "x", "--data", "y"],
+        ["align", "--modle", "x"],
+        ["run"],
+        ["ruin"],
+        ["--nothing"],
+        ["run", "a.yaml", "--beta", "1"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments, exoalign):
     code, out, err = exoalign(*arguments)
     assert (code, out) == (2, "")
     assert "Error" in err
+
+
+def test_an_estimate_needs_a_configuration_only_and_writes_nothing(place, exoalign, tiny_folder):
+    (place / "bare").mkdir()
+    (place / "bare" / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    before = contents(place)
+    code, out, err = exoalign("align", "--model", "bare", "--estimate", "--shape", "groups=20,k=64,completion=30")
+    assert (code, err) == (0, "")
+    assert out.startswith("estimate for 20 groups, K up to 64, prompts up to 512 and completions up to 30 tokens:\n")
+    assert re.search(r"^  peak memory +[\d.]+ [MG]B  of [\d.]+ GB that", out, re.MULTILINE)
+    assert contents(place) == before
+    code, out, err = exoalign("align", "--model", "bare", "--estimate")
+    assert (code, err) == (0, "note: these lengths are assumed; give --data, or --shape with your own\n")
+    assert out.startswith("estimate for 1,000 groups, K up to 8,")
+
+
+def test_an_estimate_takes_its_lengths_from_data(place, exoalign, tiny_folder):
+    before = contents(place)
+    code, out, _ = exoalign("align", "--model", str(tiny_folder), "--estimate", "--data", "pairs.jsonl", "--json")
+    found = json.loads(out)
+    # one token a byte, and the end of the turn
+    expected = {"groups": 2, "prompt": 2, "k": 2, "completion": 7, "completions": 4}
+    assert (code, found["shape"]) == (0, expected | {"targets": 2 * (7 + 6), "tokens": 2 * (2 + 6 + 5)})
+    assert found["total"] > found["weights"] + found["gradients"] + found["optimizer"]
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--shape k=1", "error: --shape: 'k=1'; expected each of groups, prompt, k, completion at most once"),
+        ("--data broken.jsonl", "error: broken.jsonl:2: not JSON at column "),
+        ("align.epochs=none", "error: override 'align.epochs=none': `align.epochs` is 'none'; input should be a valid"),
+    ],
+)
+def test_an_estimate_of_bad_input_ends_with_one_message(arguments, message, place, exoalign, tiny_folder):
+    code, out, err = exoalign("align", "--model", str(tiny_folder), "--estimate", *arguments.split())
+    assert (code, out) == (2, "")
+    assert message in err
 
 
 def test_without_a_command_the_help_is_shown(exoalign):

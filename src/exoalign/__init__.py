@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exoalign.data.formats import read_groups, read_prompts
     from exoalign.data.tokenize import tokenize
     from exoalign.errors import ExoalignError
+    from exoalign.estimate.budget import largest_pass
     from exoalign.estimators import Interval, cluster_bootstrap, paired_difference
     from exoalign.groups import Group, GroupBatch, Message
     from exoalign.logprobs.engine import compare_policies, completion_logprobs
@@ -35,6 +36,7 @@ _HOMES = {
     "data.formats": ["read_groups", "read_prompts"],
     "data.tokenize": ["tokenize"],
     "errors": ["ExoalignError"],
+    "estimate.budget": ["largest_pass"],
     "estimators": ["Interval", "cluster_bootstrap", "paired_difference"],
     "groups": ["Group", "GroupBatch", "Message"],
     "logprobs.engine": ["compare_policies", "completion_logprobs"],
@@ -55,7 +57,8 @@ __all__ = [  # noqa: RUF022 - in the order in which one meets them
     "exo_rw", "exo_pref", "dpo_rw", "dpo_pref",
     "load_model", "load_tokenizer", "read_prompts", "read_groups", "tokenize", "collate",
     "completion_logprobs", "compare_policies", "SamplingSettings", "TransformersSampler", "score",
-    "ExoConfig", "ExoTrainer", "merge", "cluster_bootstrap", "paired_difference", "load_recipe", "run", "__version__",
+    "ExoConfig", "ExoTrainer", "merge", "largest_pass", "cluster_bootstrap", "paired_difference",
+    "load_recipe", "run", "__version__",
 ]  # fmt: skip
 
 

@@ -43,12 +43,18 @@ def run(
 @app.command()
 def align(
     model: Annotated[str, typer.Option(help="The policy to align: a folder, a hub id or `demo`.")],
-    data: Annotated[str, typer.Option(help="Pairs or K-way groups: JSONL, gzipped JSONL or a run's Parquet.")],
-    out: Annotated[str, typer.Option(help="The folder of the run.")],
+    data: Annotated[
+        str | None, typer.Option(help="Pairs or K-way groups: JSONL, gzipped JSONL or a run's Parquet.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="The folder of the run.")] = None,
     objective: Annotated[str, typer.Option(help="exo_rw, exo_pref, dpo_rw or dpo_pref.")] = "exo_pref",
     eval_data: Annotated[str | None, typer.Option(help="Held-out groups to report accuracy and loss on.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --data.")] = None,
     eval_limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --eval-data.")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only tell what memory and time it will take.")] = False,
+    shape: Annotated[
+        str | None, typer.Option(help="For --estimate without --data: groups=1000,prompt=512,k=8,completion=256")
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -58,10 +64,21 @@ def align(
 
     from exoalign.recipe import build_recipe
 
-    files: dict[str, Any] = {"train": data, "limit": limit, "evaluation": eval_data, "evaluation_limit": eval_limit}
+    needed = {} if estimate else {"--data": data, "--out": out}
+    for name, value in needed.items():
+        if value is None:
+            raise typer.BadParameter("it is missing; only --estimate does without it", param_hint=name)
+    if shape is not None and (data is not None or not estimate):
+        raise typer.BadParameter("it is read with --estimate, in place of --data", param_hint="--shape")
+    files: dict[str, Any] = {
+        "train": data or "none",
+        "limit": limit,
+        "evaluation": eval_data,
+        "evaluation_limit": eval_limit,
+    }
     values: dict[str, Any] = {
-        "name": Path(out).name or "align",
-        "out": out,
+        "name": Path(out or "").name or "align",
+        "out": out or "runs/align",
         "model": {"path": model},
         "data": {key: value for key, value in files.items() if value is not None},
         "align": {"objective": objective},
@@ -74,7 +91,29 @@ def align(
         "data.evaluation_limit": "--eval-limit",
         "align.objective": "--objective",
     }
-    _run(build_recipe(values, overrides or [], lines=options), as_json=as_json, quiet=quiet)
+    recipe = build_recipe(values, overrides or [], lines=options, files=data is not None)
+    if estimate:
+        _estimate(recipe, None if data else shape or "", as_json=as_json)
+    else:
+        _run(recipe, as_json=as_json, quiet=quiet)
+
+
+def _estimate(recipe: Recipe, shape: str | None, *, as_json: bool) -> None:
+    from exoalign.estimate.lines import lines, warning
+    from exoalign.estimate.shapes import parse_shape
+    from exoalign.models import quiet_libraries
+    from exoalign.pipeline import estimate
+
+    quiet_libraries()
+    if shape == "":
+        _say("note: these lengths are assumed; give --data, or --shape with your own")
+    found = estimate(recipe, None if shape is None else parse_shape(shape))
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_dict(), indent=1) + "\n")
+        return
+    over = warning(found)
+    for line in [*lines(found), *([f"warning: {over}"] if over else [])]:
+        sys.stdout.write(f"{line}\n")
 
 
 @app.command()

@@ -19,6 +19,8 @@ from exoalign.data.formats import PromptRow, read_groups, read_prompts
 from exoalign.data.table import read_table
 from exoalign.data.tokenize import tokenize
 from exoalign.errors import DataError
+from exoalign.estimate.preflight import Estimate, skeleton
+from exoalign.estimate.shapes import DataShape, shape_of
 from exoalign.files import checksum, write_text
 from exoalign.groups import Group, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
@@ -29,6 +31,7 @@ from exoalign.rewards.functions import resolve_reward
 from exoalign.sampling.generate import encode_prompts
 from exoalign.store import RunFolder, StageResult, versions
 from exoalign.train.adapter import check_adapter
+from exoalign.train.preflight import estimate_training
 
 Say = Callable[[str], None]
 ORDER = ["sample", "reward", "align", "evaluate"]
@@ -49,9 +52,8 @@ def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> d
         ExoalignError: with a message for the user; finished stages stay.
     """
     section = recipe.model
-    tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
-    bf16 = section.precision == "bfloat16" or (section.precision == "auto" and native_bfloat16())
-    context = stages.Context(recipe, tokenizer, bf16, show)
+    context = _context(recipe, show)
+    bf16 = context.bf16
     stages.training_arguments(recipe, bf16=bf16)  # refuses wrong settings before any work
     check_adapter(recipe)
     inputs = _Prompts(context) if recipe.prompts is not None else _Data(context)
@@ -68,6 +70,35 @@ def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> d
         )
         evaluated = inputs.evaluate(done, base, aligned)
         return _report(recipe, folder.path, done.results, aligned, evaluated, inputs.notes)
+
+
+def estimate(recipe: Recipe, shape: DataShape | None = None) -> Estimate:
+    """What alignment will take, from the model's configuration alone: nothing is loaded or written.
+
+    Args:
+        recipe: a checked recipe with `data`.
+        shape: of the data, which is then not read; the data is tokenised for it when None.
+
+    Raises:
+        ExoalignError: if the model, the data or a setting is wrong, or the model's architecture allows no estimate.
+    """
+    section = recipe.model
+    arguments = stages.training_arguments(recipe, bf16=_bf16(recipe))
+    model = skeleton(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    if shape is None:
+        shape = shape_of(_Data(_context(recipe, show=False)).train)
+    return estimate_training(model, arguments, shape)
+
+
+def _context(recipe: Recipe, show: bool) -> stages.Context:
+    section = recipe.model
+    tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    return stages.Context(recipe, tokenizer, _bf16(recipe), show)
+
+
+def _bf16(recipe: Recipe) -> bool:
+    precision = recipe.model.precision
+    return precision == "bfloat16" or (precision == "auto" and native_bfloat16())
 
 
 class _Stages:

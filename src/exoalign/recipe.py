@@ -58,8 +58,12 @@ def build_recipe(
     lines: Mapping[str, str] | None = None,
     origin: str = "command line",
     folder: Path | None = None,
+    files: bool = True,
 ) -> Recipe:
-    """Check a nested dict as a recipe; see `load_recipe`. `lines` says where each dotted key stands."""
+    """Check a nested dict as a recipe; see `load_recipe`. `lines` says where each dotted key stands.
+
+    With `files` False, input files need not exist.
+    """
     values, where = copy.deepcopy(values), dict(lines or {})
     by_hand: set[str] = set()
     for override in overrides:
@@ -84,6 +88,8 @@ def build_recipe(
     except ValidationError as error:
         found = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # a typo explains what is missing
         raise ConfigError("\n".join(_describe(item, where, origin) for item in found[:5])) from None
+    if not files:
+        return recipe
     return _resolve_paths(
         recipe, lambda key: _place(where, key, origin), lambda place: None if place in by_hand else folder
     )

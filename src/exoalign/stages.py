@@ -33,6 +33,7 @@ from exoalign.sampling import SamplingSettings, TransformersSampler
 from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
 from exoalign.train.arguments import ExoConfig
+from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reference import add_reference
 from exoalign.train.reference_cache import ReferenceCache, default_folder
@@ -159,6 +160,7 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
             )
         except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
             raise ConfigError(f"align.trainer: {error}") from error
+        say_estimate(trainer, show=context.show)
         trainer.prepare_reference()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(enabled=context.show))

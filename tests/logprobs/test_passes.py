@@ -14,9 +14,17 @@ lengths = st.integers(1, 9)
 shapes = st.lists(st.tuples(lengths, st.lists(lengths, min_size=1, max_size=6)), min_size=1, max_size=8)
 
 
-def test_small_groups_share_a_pass_longest_first():
-    # 2 + 3 + 4 = 9, 1 + 1 = 2, 3 + 4 = 7 tokens: 9 fills a pass of 10, 7 + 2 the other
+def test_small_groups_share_as_few_passes_as_can_be_of_about_one_size():
+    # 2 + 3 + 4 = 9, 1 + 1 = 2, 3 + 4 = 7 tokens: 18 in two passes
     assert split([2, 1, 3], [[3, 4], [1, 0], [4, 0]], 10, shared=True) == [[Pass([0])], [Pass([2, 1])]]
+    # 6, 5, 4 and 3 tokens in two passes of at most 10, which next-fit would make three
+    assert split([1] * 4, [[3], [2], [5], [4]], 10, shared=True) == [[Pass([2, 1])], [Pass([3, 0])]]
+
+
+def test_groups_are_put_together_up_to_a_size_but_not_cut_there():
+    # 9 and 7 are more than 5; 2 and 3 fit together
+    sets = split([2, 1, 3, 1], [[3, 4], [1, 0], [4, 0], [1, 1]], 10, shared=True, together=5)
+    assert sorted(part.groups for (part,) in sets) == [[0], [2], [3, 1]]
 
 
 def test_a_large_group_is_cut_into_parts():

@@ -175,7 +175,7 @@ class _TiledLogProb(torch.autograd.Function):
         for rows, v in _tiles(len(hidden), len(weight), tile):
             part = head.columns(v, hidden.dtype)
             z, bent = part.logits(hidden[rows], temperature)
-            mean.add(rows, z, partial(_other_weights, part.weight, bent, _inside(targets[rows], v)) if ready else None)
+            mean.add(rows, z, partial(_other_weights, part.weight, bent, targets[rows], v) if ready else None)
         z, bent = head.target_logits(hidden, targets, temperature)
         if ready:
             share = -torch.expm1(z - mean.lse)  # 1 - p(target)
@@ -208,7 +208,8 @@ class _TiledLogProb(torch.autograd.Function):
             for rows in tiles:
                 z, bent = part.logits(hidden[rows], temperature)
                 p = z.sub_(lse[rows, None]).exp_()
-                p[_inside(targets[rows], v)] -= 1
+                at, hit = _inside(targets[rows], v)
+                p[at] -= hit.to(p.dtype)
                 p = (p if bent is None else p.mul_(1 - bent * bent)).to(hidden.dtype)
                 if d_hidden is not None:
                     d_hidden[rows] -= p @ part.weight
@@ -229,17 +230,19 @@ def _dot(values: Tensor, weights: Tensor) -> Tensor:
     return (weights * values).sum(-1, keepdim=True)
 
 
-def _other_weights(weight: Tensor, bent: Tensor | None, inside: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+def _other_weights(weight: Tensor, bent: Tensor | None, targets: Tensor, v: slice, weights: Tensor) -> Tensor:
     """sum_v w_v weight_v over a tile without the targets, capped logits by their slope: [m, v] -> [m, E]."""
-    weights = weights.index_put(inside, weights.new_zeros(()))
+    at, hit = _inside(targets, v)
+    weights[at] *= ~hit
     weights = weights if bent is None else weights.mul_(1 - bent * bent)
     return (weights.to(weight.dtype) @ weight).to(weights.dtype)
 
 
-def _inside(targets: Tensor, v: slice) -> tuple[Tensor, Tensor]:
-    """(position, column) of the targets that lie in a tile of columns v."""
-    at = ((targets >= v.start) & (targets < v.stop)).nonzero().squeeze(1)
-    return at, targets[at] - v.start
+def _inside(targets: Tensor, v: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """For each position a place in a tile of columns v, and [m] whether it is the target's (else any place serves)."""
+    column = targets - v.start
+    hit = (column >= 0) & (column < v.stop - v.start)
+    return (torch.arange(len(targets), device=targets.device), column.clamp(0, v.stop - v.start - 1)), hit
 
 
 def _tiles(positions: int, vocabulary: int, tile: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

@@ -19,7 +19,9 @@ from exoalign.groups import Group, GroupBatch
 from exoalign.logprobs.engine import completion_logprobs, shares_prefix
 
 TOKENS = 4096
-"""Tokens in a pass where nobody says otherwise: more are no faster on a CPU (docs/performance.md)."""
+"""Tokens of one group in a pass where nobody says otherwise."""
+TOGETHER = 1024
+"""Groups are put together up to so many tokens on a CPU: more are hardly faster, and take memory (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,15 @@ class Pass:
             values[self.groups[0], self.completions] = found[0]
 
 
-def budget_for(groups: Sequence[Group], max_tokens: int | None) -> int:
-    """The tokens of a pass: what is asked for, else as many as are of use and at least what the groups need.
+def budget_for(groups: Sequence[Group], max_tokens: int | None, most: int = TOKENS) -> int:
+    """The tokens of a pass: what is asked for, else `most` and at least what the groups need.
 
     Raises:
         DataError: naming the group whose prompt and longest completion are more than what is asked for.
     """
     needs = [len(g.prompt_ids or ()) + max(len(ids) for ids in g.completion_ids or ((),)) for g in groups]
     if max_tokens is None:
-        return max([TOKENS, *needs])
+        return max([most, *needs])
     for group, need in zip(groups, needs, strict=True):
         if need > max_tokens:
             raise DataError(
@@ -60,15 +62,21 @@ def budget_for(groups: Sequence[Group], max_tokens: int | None) -> int:
 
 
 def split(
-    prompts: Sequence[int], completions: Sequence[Sequence[int]], max_tokens: int, *, shared: bool
+    prompts: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    max_tokens: int,
+    *,
+    shared: bool,
+    together: int | None = None,
 ) -> list[list[Pass]]:
-    """Fill passes with groups, longest first, and cut up the groups that do not fit into one.
+    """Cut up the groups that do not fit into a pass, and put the others together, with about as many tokens in each pass.
 
     Args:
         prompts: tokens of each prompt.
         completions: tokens of each group's completions, 0 where absent.
         max_tokens: tokens in one pass; a prompt counts once (`shared`), or with padding for each of its completions.
         shared: whether the model computes a prompt once.
+        together: groups are put together up to so many tokens; max_tokens when None.
 
     Returns:
         Lists of passes, each list complete in its groups: a single pass with one group or more, or the parts of one group.
@@ -77,25 +85,52 @@ def split(
         DataError: if a prompt with one completion is larger than `max_tokens` (`budget_for` says which group).
     """
     sizes = [_size(prompt, row, shared=shared) for prompt, row in zip(prompts, completions, strict=True)]
-    done: list[list[Pass]] = []
-    together: list[int] = []
-    filled = 0
-    for b in sorted(range(len(sizes)), key=lambda b: -sizes[b]):
-        if sizes[b] > max_tokens:
-            done.append([Pass([b], part) for part in _parts(prompts[b], completions[b], max_tokens, shared=shared)])
-            continue
-        if together and filled + sizes[b] > max_tokens:
-            done.append([Pass(together)])
-            together, filled = [], 0
-        together.append(b)
+    longest_first = sorted(range(len(sizes)), key=lambda b: -sizes[b])
+    large = [b for b in longest_first if sizes[b] > max_tokens]
+    cut = [[Pass([b], part) for part in _parts(prompts[b], completions[b], max_tokens, shared=shared)] for b in large]
+    most = min(max_tokens, max_tokens if together is None else together)
+    filled = (_balanced if shared else _alike)(longest_first[len(large) :], sizes, most)
+    return [*cut, *([Pass(groups)] for groups in filled)]
+
+
+def _balanced(order: Sequence[int], sizes: Sequence[int], most: int) -> list[list[int]]:
+    """As few passes of at most `most` tokens as can be, each group into the emptiest; one that is larger by itself."""
+    alone = [[b] for b in order if sizes[b] >= most]
+    small = order[len(alone) :]
+    for count in range(-(-sum(sizes[b] for b in small) // most), len(small) + 1):
+        passes: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for b in small:
+            i = min(range(count), key=filled.__getitem__)
+            passes[i].append(b)
+            filled[i] += sizes[b]
+        if max(filled, default=0) <= most:
+            return alone + passes
+    raise AssertionError("a pass for each is enough")
+
+
+def _alike(order: Sequence[int], sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Neighbours in the order of length together, which need the least padding."""
+    passes: list[list[int]] = []
+    filled = most
+    for b in order:
+        if not passes or filled + sizes[b] > most:
+            passes.append([])
+            filled = 0
+        passes[-1].append(b)
         filled += sizes[b]
-    return [*done, [Pass(together)]] if together else done
+    return passes
 
 
 def split_batch(model: torch.nn.Module, batch: GroupBatch, max_tokens: int) -> list[list[Pass]]:
     """`split` for a batch and the way in which the model computes it."""
     prompts, completions = batch.prompt_lengths.tolist(), batch.completion_lengths.tolist()
-    return split(prompts, completions, max_tokens, shared=shares_prefix(model))
+    return split(prompts, completions, max_tokens, shared=shares_prefix(model), together=fill(model))
+
+
+def fill(model: torch.nn.Module) -> int | None:
+    """Tokens up to which groups are put together on the model's device."""
+    return TOGETHER if next(model.parameters()).device.type == "cpu" else None
 
 
 @torch.no_grad()

@@ -28,12 +28,13 @@ from exoalign.data.tokenize import tokenize
 from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch, check_groups
 from exoalign.logprobs.engine import completion_logprobs
-from exoalign.logprobs.passes import budget_for, logprobs_in_passes
+from exoalign.logprobs.passes import logprobs_in_passes
 from exoalign.losses import OBJECTIVES, policy_log_probs, preference_target, reward_target
 from exoalign.models import autocast, load_model, load_tokenizer, without_dropout
 from exoalign.train.arguments import ExoConfig
 from exoalign.train.diagnostics import Finding, refuse_lost_updates, step_metrics, target_findings
 from exoalign.train.gradient import accumulate
+from exoalign.train.preflight import tokens_per_pass
 from exoalign.train.reference import add_reference, check_agreement
 from exoalign.train.reference_cache import ReferenceCache
 
@@ -154,7 +155,7 @@ class ExoTrainer(Trainer):
         shared: dict[str, Any] = {
             "bf16": self.args.bf16,
             "temperature": self.args.temperature,
-            "max_tokens": self._tokens_per_pass(),
+            "max_tokens": self.tokens_per_pass,
         }
         reference = self.model if self._ref_model is None else self._ref_model.to(self.args.device)  # type: ignore[arg-type]
         base = self._ref_model is None and self._adapter_is_fresh
@@ -189,16 +190,18 @@ class ExoTrainer(Trainer):
             batch,
             lambda logprobs, part: self._losses(model, logprobs, part),
             total=batch.shape[0] if num_items_in_batch is None else num_items_in_batch,
-            max_tokens=self._tokens_per_pass(),
+            max_tokens=self.tokens_per_pass,
             temperature=self.args.temperature,
             bf16=self.args.bf16,
             repeatable=self.args.disable_dropout,
             backward=backward,
         )
 
-    def _tokens_per_pass(self) -> int:
+    @property
+    def tokens_per_pass(self) -> int:
+        """Tokens that go through the model at once: see `max_tokens_per_pass`."""
         if self._budget is None:
-            self._budget = budget_for([*self.train_dataset, *(self.eval_dataset or [])], self.args.max_tokens_per_pass)
+            self._budget = tokens_per_pass(self.model, self.args, [*self.train_dataset, *(self.eval_dataset or [])])
         return self._budget
 
     def compute_loss(
@@ -274,7 +277,7 @@ class ExoTrainer(Trainer):
         batch = GroupBatch(**self._prepare_inputs(inputs))
         with autocast(batch.prompt_ids.device, bf16=self.args.bf16):
             logprobs = logprobs_in_passes(
-                model, batch, max_tokens=self._tokens_per_pass(), temperature=self.args.temperature
+                model, batch, max_tokens=self.tokens_per_pass, temperature=self.args.temperature
             )
         return self._losses(model, logprobs, batch).mean(), None, None
 

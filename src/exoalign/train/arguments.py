@@ -30,7 +30,7 @@ class ExoConfig(TrainingArguments):
             dpo_pref).
         temperature: policy and reference logits are divided by it; the one that the completions were sampled at.
         max_tokens_per_pass: tokens that go through the model at once, a prompt counted once; memory grows with it. None
-            takes as many as are of use.
+            takes as many as fit into memory and are of use.
         disable_dropout: switch dropout off, so that policy and reference see the same network.
 
     Raises:

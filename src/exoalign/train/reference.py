@@ -13,7 +13,7 @@ from exoalign.data.collate import collate
 from exoalign.errors import TrainingError
 from exoalign.groups import Group
 from exoalign.logprobs.engine import shares_prefix
-from exoalign.logprobs.passes import budget_for, logprobs_in_passes, split
+from exoalign.logprobs.passes import budget_for, fill, logprobs_in_passes, split
 from exoalign.models import autocast, fingerprint
 from exoalign.train.reference_cache import CacheFile, ReferenceCache
 
@@ -121,7 +121,7 @@ def _together(
     prompts = [len(groups[i].prompt_ids or ()) for i in chosen]
     completions = [[len(ids) for ids in groups[i].completion_ids or ()] for i in chosen]
     most = budget_for([groups[i] for i in chosen], max_tokens)
-    sets = split(prompts, completions, most, shared=shares_prefix(model))
+    sets = split(prompts, completions, most, shared=shares_prefix(model), together=fill(model))
     return [[chosen[i] for i in passes[0].groups] for passes in sets]
 
 
