@@ -355,15 +355,15 @@ def test_wrong_usage_exits_with_2(arguments, exoalign):
 
 
 def test_an_estimate_needs_a_configuration_only_and_writes_nothing(place, exoalign, tiny_folder):
-    (place / "bare").mkdir()
-    (place / "bare" / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    (place / "shapes").mkdir()
+    (place / "shapes" / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
     before = contents(place)
-    code, out, err = exoalign("align", "--model", "bare", "--estimate", "--shape", "groups=20,k=64,completion=30")
+    code, out, err = exoalign("align", "--model", "shapes", "--estimate", "--shape", "groups=20,k=64,completion=30")
     assert (code, err) == (0, "")
     assert out.startswith("estimate for 20 groups, K up to 64, prompts up to 512 and completions up to 30 tokens:\n")
     assert re.search(r"^  peak memory +[\d.]+ [MG]B  of [\d.]+ GB that", out, re.MULTILINE)
     assert contents(place) == before
-    code, out, err = exoalign("align", "--model", "bare", "--estimate")
+    code, out, err = exoalign("align", "--model", "shapes", "--estimate")
     assert (code, err) == (0, "note: these lengths are assumed; give --data, or --shape with your own\n")
     assert out.startswith("estimate for 1,000 groups, K up to 8,")
 

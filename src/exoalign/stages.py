@@ -160,7 +160,9 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
             )
         except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
             raise ConfigError(f"align.trainer: {error}") from error
-        say_estimate(trainer, show=context.show)
+        if trainer.is_world_process_zero():
+            data = trainer.train_dataset
+            say_estimate(trainer.model, arguments, data, tokens=trainer.tokens_per_pass, show=context.show)
         trainer.prepare_reference()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(enabled=context.show))

@@ -41,7 +41,7 @@ def real_pass(config, shape: PassShape, *, bf16: bool) -> int:
     batch = GroupBatch(
         torch.ones(1, shape.prompt, dtype=torch.long),
         torch.tensor([shape.prompt]),
-        torch.ones(1, shape.completions, shape.completion, dtype=torch.long),
+        torch.arange(shape.completions)[None, :, None].expand(1, -1, shape.completion),  # no two alike
         torch.full((1, shape.completions), shape.completion),
     )
 

@@ -217,6 +217,7 @@ def _packed_pass(model: Any, shape: PassShape) -> _Pass:
     """Forward of the body and of the head, as `engine` runs them, on a packed row."""
     packed, head = pack(_group(shape)), head_of(model)
     assert head is not None
+    assert packed.layout.calls  # made of real numbers, like the blocks: their sizes depend on them
     for number in range(len(packed.layout.branches)):
         for window in _windows(model):  # the sizes of a block depend on numbers, so it is made of real ones
             attention._block_of(packed.layout, number, window, torch.device("cpu"))

@@ -97,14 +97,16 @@ def _balanced(order: Sequence[int], sizes: Sequence[int], most: int) -> list[lis
     """As few passes of at most `most` tokens as can be, each group into the emptiest; one that is larger by itself."""
     alone = [[b] for b in order if sizes[b] >= most]
     small = order[len(alone) :]
-    for count in range(-(-sum(sizes[b] for b in small) // most), len(small) + 1):
+    if not small:
+        return alone
+    for count in range(max(1, -(-sum(sizes[b] for b in small) // most)), len(small) + 1):
         passes: list[list[int]] = [[] for _ in range(count)]
         filled = [0] * count
         for b in small:
             i = min(range(count), key=filled.__getitem__)
             passes[i].append(b)
             filled[i] += sizes[b]
-        if max(filled, default=0) <= most:
+        if max(filled) <= most:
             return alone + passes
     raise AssertionError("a pass for each is enough")
 

@@ -86,9 +86,9 @@ def calls_of(branches: Sequence[tuple[Sequence[Bounds], Sequence[Bounds]]]) -> C
 
 
 def _own(start: int, end: int, children: Sequence[Bounds]) -> Own:
-    lengths = torch.tensor([b - a for a, b in children])
-    if bool((lengths == lengths[0]).all()):
+    if len({b - a for a, b in children}) == 1:
         return Own(start, end, len(children), None, None)
+    lengths = torch.tensor([b - a for a, b in children])
     starts = torch.tensor([a for a, _ in children])
     step = torch.arange(int(lengths.max()))
     real = step < lengths[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exoalign.errors import ExoalignError
 from exoalign.estimate.budget import ADAM_BYTES, largest_pass
@@ -16,9 +16,6 @@ from exoalign.groups import Group
 from exoalign.logprobs.passes import TOKENS, budget_for
 from exoalign.progress import plain
 from exoalign.train.arguments import ExoConfig
-
-if TYPE_CHECKING:
-    from exoalign.train.align import ExoTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +63,10 @@ def estimate_training(model: Any, arguments: ExoConfig, shape: DataShape, *, tok
     )
 
 
-def say_estimate(trainer: ExoTrainer, *, show: bool) -> None:
+def say_estimate(model: Any, arguments: ExoConfig, groups: Sequence[Group], *, tokens: int, show: bool) -> None:
     """Print the estimate on stderr, and warn where it is over the memory."""
-    if not trainer.is_world_process_zero():
-        return
     try:
-        shape = shape_of(trainer.train_dataset)
-        found = estimate_training(trainer.model, trainer.args, shape, tokens=trainer.tokens_per_pass)
+        found = estimate_training(model, arguments, shape_of(groups), tokens=tokens)
     except Exception as error:  # an estimate is a service: whatever an architecture does to it, the run goes on
         logger.warning("no estimate of memory and time can be made: %s", plain(str(error).partition("\n")[0]))
         return
