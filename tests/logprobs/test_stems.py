@@ -145,12 +145,15 @@ class TestDrawn:
 class TestPacking:
     """A group's own segments do not depend on the others."""
 
-    def test_without_a_common_prompt_the_numbers_are_the_same_bits(self):
+    def test_without_a_common_prompt_the_numbers_are_the_same_to_rounding(self):
         model = fast("llama", dtype=torch.float32)
         groups = [TREE, group_of((9, 9), (*B, 1), (*B, 2), (4,)), group_of((8,), A, (1, 2))]
         together = completion_logprobs(model, collate(groups))
         for row, group in zip(together, groups, strict=True):
-            assert torch.equal(completion_logprobs(model, collate([group]))[0], row[: group.k])
+            alone = completion_logprobs(model, collate([group]))[0]
+            torch.testing.assert_close(
+                row[: group.k], alone, rtol=1e-6, atol=1e-6
+            )  # products of other sizes round otherwise
 
     @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
     def test_with_one_they_are_the_same_but_for_rounding(self, kind):
