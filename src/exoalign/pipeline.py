@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exoalign import stages
+from exoalign import adapters, stages
 from exoalign.config import Recipe
 from exoalign.data.formats import PromptRow, read_groups, read_prompts
 from exoalign.data.table import read_table
@@ -30,7 +30,7 @@ from exoalign.report import write_page
 from exoalign.rewards.functions import resolve_reward
 from exoalign.sampling.generate import encode_prompts
 from exoalign.store import RunFolder, StageResult, versions
-from exoalign.train.adapter import check_adapter
+from exoalign.train.adapter import adapter_settings, check_adapter
 from exoalign.train.preflight import estimate_training
 
 Say = Callable[[str], None]
@@ -84,7 +84,9 @@ def estimate(recipe: Recipe, shape: DataShape | None = None) -> Estimate:
     """
     section = recipe.model
     arguments = stages.training_arguments(recipe, bf16=_bf16(recipe))
-    model = skeleton(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    model: Any = skeleton(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
+    if (adapter := adapter_settings(recipe)) is not None:
+        model = adapters.wrap(model, adapter)
     if shape is None:
         shape = shape_of(_Data(_context(recipe, show=False)).train)
     return estimate_training(model, arguments, shape)
