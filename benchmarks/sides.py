@@ -7,8 +7,6 @@ Prints one line of JSON: seconds, units a second, peak memory of the process.
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
 import tempfile
 import time
@@ -17,6 +15,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Case, rows_of
+from processes import peak_bytes, report
 from transformers import TrainerCallback
 
 from exoalign import ExoConfig, ExoTrainer, Group, load_model, load_tokenizer
@@ -146,10 +145,8 @@ def measure(side: str, name: str, model: str, data: Path, number: int) -> dict[s
         clock = Clock()
         trainer.add_callback(clock)
         trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": clock.seconds, "per_second": units / clock.seconds, "peak_bytes": peak}
+    return {"seconds": clock.seconds, "per_second": units / clock.seconds, "peak_bytes": peak_bytes()}
 
 
 if __name__ == "__main__":
-    result = measure(*sys.argv[1:4], Path(sys.argv[4]), int(sys.argv[5]))
-    sys.stdout.write("\n" + json.dumps(result) + "\n")
+    report(measure(*sys.argv[1:4], Path(sys.argv[4]), int(sys.argv[5])))

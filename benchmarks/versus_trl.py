@@ -12,31 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from cases import CASES, DATA
+from processes import measured
 
 from exoalign.models import resolve
-
-HERE = Path(__file__).parent
-
-
-def measured(side: str, case: str, model: str, data: Path, number: int) -> dict[str, float]:
-    """One measurement in a process of its own.
-
-    Raises:
-        SystemExit: with what it said, if it failed.
-    """
-    command = [sys.executable, str(HERE / "sides.py"), side, case, model, str(data), str(number)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{side} on {case} failed:\n{done.stderr[-2000:]}")
-    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
 
 
 def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -72,7 +56,9 @@ def main() -> None:
         case, rounds = CASES[name], []
         for number in range(options.rounds):
             began = time.perf_counter()
-            rounds.append({side: measured(side, name, model, options.data, number) for side in ("ours", "trl")})
+            rounds.append(
+                {side: measured("sides.py", side, name, model, options.data, number) for side in ("ours", "trl")}
+            )
             now, a, b = summary(rounds), rounds[-1]["ours"], rounds[-1]["trl"]
             sys.stderr.write(
                 f"{name} round {number + 1}: {a['seconds']:.1f} s against {b['seconds']:.1f} s,"
