@@ -198,13 +198,13 @@ class _TiledLogProb(torch.autograd.Function):
         head = Head(weight, bias, multiplier, softcap)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         scale = (grads[0] * (multiplier / temperature))[:, None]  # d loss / d (hidden @ weight.T), but for the softmax
-        scaled = (hidden * scale).to(hidden.dtype)
+        scaled = (hidden * -scale).to(hidden.dtype)
         d_hidden = torch.zeros_like(hidden, dtype=lse.dtype) if needs_hidden else None
         d_weight = torch.empty_like(weight) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=lse.dtype) if needs_bias else None
         for v, tiles in _by_columns(len(hidden), len(weight), tile):
             part = head.columns(v, hidden.dtype)
-            sums: Tensor | float = 0.0  # of the tiles of these columns, in float32 at least
+            sums: Tensor | None = None  # of the tiles of these columns, in float32 at least where there are several
             for rows in tiles:
                 z, bent = part.logits(hidden[rows], temperature)
                 p = z.sub_(lse[rows, None]).exp_()
@@ -214,11 +214,12 @@ class _TiledLogProb(torch.autograd.Function):
                 if d_hidden is not None:
                     d_hidden[rows] -= p @ part.weight
                 if needs_weight:
-                    sums = sums - (p.T @ scaled[rows]).to(lse.dtype)
+                    product = p.T @ scaled[rows]
+                    sums = product if sums is None else sums.to(lse.dtype).add_(product)
                 if d_bias is not None:
                     d_bias[v] -= (p * scale[rows]).sum(0)
             if d_weight is not None:
-                d_weight[v] = sums
+                d_weight[v] = 0.0 if sums is None else sums
         if d_hidden is not None:
             d_hidden = d_hidden.mul_(scale).to(hidden.dtype)
         d_bias = d_bias if d_bias is None else d_bias.to(bias.dtype)
