@@ -30,6 +30,9 @@ class Message(NamedTuple):
 Prompt = str | tuple[Message, ...]
 """Text that the completion continues as it stands, or the turns of a conversation that the chat template renders."""
 
+Completion = str | tuple[Message, ...]
+"""One reply as text, or a trajectory: the turns that follow the prompt, the assistant's first and last, others between them."""
+
 
 def prompt_text(prompt: Prompt) -> str:
     """The prompt as people read it: the text itself, or the turns with their roles (a single turn without)."""
@@ -40,18 +43,25 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
 
 
+def completion_text(completion: Completion) -> str:
+    """The completion as people read it: as `prompt_text`."""
+    return prompt_text(completion)
+
+
 @dataclass(frozen=True)
 class Group:
     """One prompt and its K completions, validated when it is made.
 
     Attributes:
         prompt: text, or the turns of a conversation.
-        completions: the K replies as text, K >= 1.
+        completions: the K replies, each as text or (after a conversation) as a trajectory of turns, K >= 1.
         rewards: a finite reward for each completion, or None.
         winner: index of the preferred completion, or None.
         prompt_ids: the prompt's token ids (special tokens of the template included), or None before tokenisation.
         completion_ids: token ids of each completion, with the end-of-turn token where the reply ended by itself. Sampled
             ids are kept as they were drawn and never made again from the text.
+        completion_masks: for each completion, whether each token counts in its log-prob: True at what the assistant wrote,
+            False at the other turns of a trajectory. None where all tokens count.
         sampler_logprobs: log mu(y_k|x) in nats, summed over tokens, under the distribution that was sampled from.
         reference_logprobs: log pi_ref(y_k|x) in nats, summed over tokens.
         provenance: where the group comes from (source row, sampler settings, reference fingerprint, ...).
@@ -61,11 +71,12 @@ class Group:
     """
 
     prompt: Prompt
-    completions: tuple[str, ...]
+    completions: tuple[Completion, ...]
     rewards: tuple[float, ...] | None = None
     winner: int | None = None
     prompt_ids: tuple[int, ...] | None = None
     completion_ids: tuple[tuple[int, ...], ...] | None = None
+    completion_masks: tuple[tuple[bool, ...], ...] | None = None
     sampler_logprobs: tuple[float, ...] | None = None
     reference_logprobs: tuple[float, ...] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -74,11 +85,10 @@ class Group:
         freeze = object.__setattr__
         freeze(self, "provenance", MappingProxyType(dict(self.provenance)))
         if not isinstance(self.prompt, str):
-            freeze(self, "prompt", tuple(self._message(turn) for turn in self.prompt))
-        texts = () if isinstance(self.completions, str) else tuple(self.completions)
-        if isinstance(self.completions, str) or not all(isinstance(text, str) for text in texts):
+            freeze(self, "prompt", tuple(self._message(turn, "the prompt") for turn in self.prompt))
+        if isinstance(self.completions, str):
             raise DataError(f"{self.where}: the completions are no tuple of texts; expected one text for each of the K")
-        freeze(self, "completions", texts)
+        freeze(self, "completions", tuple(self._completion(completion) for completion in self.completions))
         k = self.k
         if k == 0:
             raise DataError(f"{self.where}: a group needs at least one completion, found none")
@@ -107,12 +117,43 @@ class Group:
                 raise DataError(f"{self.where}: a completion has no token; expected at least the end-of-turn token")
         if self.prompt_ids is not None and not self.prompt_ids:
             raise DataError(f"{self.where}: the prompt has no token, so the first token of a completion has no context")
+        if self.completion_masks is not None:
+            self._check_masks()
 
-    def _message(self, turn: Any) -> Message:
+    def _check_masks(self) -> None:
+        masks = tuple(tuple(bool(x) for x in mask) for mask in self.completion_masks or ())
+        object.__setattr__(self, "completion_masks", masks)
+        lengths = [len(ids) for ids in self.completion_ids or ()]
+        if [len(mask) for mask in masks] != lengths:
+            raise DataError(
+                f"{self.where}: masks of {[len(mask) for mask in masks]} tokens for completions of {lengths} tokens"
+            )
+        if not all(any(mask) for mask in masks):
+            raise DataError(f"{self.where}: a completion has no token that counts; expected one turn of the assistant")
+
+    def _completion(self, completion: Any) -> Completion:
+        if isinstance(completion, str):
+            return completion
+        if not isinstance(completion, tuple | list) or isinstance(completion, Message):
+            found = type(completion).__name__
+            raise DataError(
+                f"{self.where}: the completions are no tuple of texts: one is {found}; expected text or turns"
+            )
+        turns = tuple(self._message(turn, "a completion") for turn in completion)
+        if isinstance(self.prompt, str):
+            raise DataError(f"{self.where}: a completion is a conversation and the prompt is text; give both alike")
+        if not turns or turns[0].role != "assistant" or turns[-1].role != "assistant":
+            roles = ", ".join(turn.role for turn in turns) or "none"
+            raise DataError(
+                f"{self.where}: a completion has the turns {roles}; expected the assistant's first and last"
+            )
+        return turns
+
+    def _message(self, turn: Any, part: str) -> Message:
         values = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else turn
         if not isinstance(values, tuple | list) or [type(value) for value in values] != [str, str]:
             source = self.provenance.get("source") or "group"
-            raise DataError(f"{source}: a turn of the prompt is {str(turn)[:60]}; expected (role, content) as text")
+            raise DataError(f"{source}: a turn of {part} is {str(turn)[:60]}; expected (role, content) as text")
         return Message(*values)
 
     def _number(self, value: Any, name: str) -> float:
@@ -150,6 +191,7 @@ class GroupBatch:
         prompt_lengths: [B] int64.
         completion_ids: [B, K, L] int64, padded on the right.
         completion_lengths: [B, K] int64, 0 where a group has fewer than K completions.
+        completion_masks: [B, K, L] bool, True at tokens that count in the log-prob, or None where all do.
         rewards: [B, K] float32, or None.
         winner: [B] int64, or None.
         reference_logprobs: [B, K] float32 in nats, or None.
@@ -159,6 +201,7 @@ class GroupBatch:
     prompt_lengths: torch.Tensor
     completion_ids: torch.Tensor
     completion_lengths: torch.Tensor
+    completion_masks: torch.Tensor | None = None
     rewards: torch.Tensor | None = None
     winner: torch.Tensor | None = None
     reference_logprobs: torch.Tensor | None = None
@@ -191,6 +234,9 @@ class GroupBatch:
             prompt_lengths=self.prompt_lengths[rows],
             completion_ids=self.completion_ids[rows][:, columns, : int(lengths.max())],
             completion_lengths=lengths,
+            completion_masks=(
+                None if self.completion_masks is None else self.completion_masks[rows][:, columns, : int(lengths.max())]
+            ),
             rewards=per_completion(self.rewards),
             winner=None if self.winner is None or completions is not None else self.winner[rows],
             reference_logprobs=per_completion(self.reference_logprobs),

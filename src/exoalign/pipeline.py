@@ -22,7 +22,7 @@ from exoalign.errors import DataError
 from exoalign.estimate.preflight import Estimate, skeleton
 from exoalign.estimate.shapes import DataShape, shape_of
 from exoalign.files import checksum, write_text
-from exoalign.groups import Group, check_groups, prompt_text
+from exoalign.groups import Group, check_groups, completion_text, prompt_text
 from exoalign.losses import OBJECTIVES
 from exoalign.models import context_length, identity, load_tokenizer, native_bfloat16
 from exoalign.progress import duration, plain
@@ -289,7 +289,10 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
         raise DataError(f"{folder}: base.parquet and aligned.parquet are not for the same prompts")
 
     def shown(group: Group) -> list[dict[str, Any]]:
-        return [{"text": t, "reward": r} for t, r in zip(group.completions, group.rewards or (), strict=True)]
+        return [
+            {"text": completion_text(t), "reward": r}
+            for t, r in zip(group.completions, group.rewards or (), strict=True)
+        ]
 
     return [
         {"prompt": prompt_text(b.prompt), "base": shown(b), "aligned": shown(a)}

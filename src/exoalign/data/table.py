@@ -14,15 +14,18 @@ from exoalign.errors import DataError
 from exoalign.files import replacing
 from exoalign.groups import Group, Message
 
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCHEMA = pa.schema(
     [
         ("prompt", pa.string()),
-        ("prompt_messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("prompt_messages", _TURNS),
         ("completions", pa.list_(pa.string())),
+        ("completion_messages", pa.list_(_TURNS)),
         ("rewards", pa.list_(pa.float64())),
         ("winner", pa.int32()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("completion_ids", pa.list_(pa.list_(pa.int32()))),
+        ("completion_masks", pa.list_(pa.list_(pa.bool_()))),
         ("sampler_logprobs", pa.list_(pa.float64())),
         ("reference_logprobs", pa.list_(pa.float64())),
         ("provenance", pa.string()),
@@ -68,20 +71,37 @@ def _row(group: Group) -> dict[str, Any]:
     text = isinstance(group.prompt, str)
     return {
         "prompt": group.prompt if text else None,
-        "prompt_messages": None if text else [Message(*turn)._asdict() for turn in group.prompt],
-        "completions": group.completions,
+        "prompt_messages": None if text else _turns(group.prompt),
+        "completions": [c if isinstance(c, str) else None for c in group.completions],
+        "completion_messages": (
+            None
+            if all(isinstance(c, str) for c in group.completions)
+            else [None if isinstance(c, str) else _turns(c) for c in group.completions]
+        ),
         "rewards": group.rewards,
         "winner": group.winner,
         "prompt_ids": group.prompt_ids,
         "completion_ids": group.completion_ids,
+        "completion_masks": group.completion_masks,
         "sampler_logprobs": group.sampler_logprobs,
         "reference_logprobs": group.reference_logprobs,
         "provenance": json.dumps(dict(group.provenance), sort_keys=True),
     }
 
 
+def _turns(turns: Any) -> list[dict[str, str]]:
+    return [Message(*turn)._asdict() for turn in turns]
+
+
+def _messages(turns: Sequence[dict[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+
+
 def _group(row: dict[str, Any]) -> Group:
-    messages = row.pop("prompt_messages")
+    messages, trajectories = row.pop("prompt_messages"), row.pop("completion_messages")
     if messages is not None:
-        row["prompt"] = tuple(Message(turn["role"], turn["content"]) for turn in messages)
+        row["prompt"] = _messages(messages)
+    if trajectories is not None:
+        pairs = zip(row["completions"], trajectories, strict=True)
+        row["completions"] = tuple(text if turns is None else _messages(turns) for text, turns in pairs)
     return Group(**{**row, "provenance": json.loads(row["provenance"])})

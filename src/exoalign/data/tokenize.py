@@ -120,7 +120,10 @@ def tokenize(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, con
             group = replace(group, prompt_ids=tuple(ids))
         if group.completion_ids is None:
             end = end_of_turn(tokenizer, group.prompt)
-            replies = tuple((*content_ids(tokenizer, text), end) for text in group.completions)
+            texts = [text for text in group.completions if isinstance(text, str)]
+            if len(texts) < group.k:
+                raise DataError(f"{group.where}: a trajectory, whose turns cannot be tokenised yet")
+            replies = tuple((*content_ids(tokenizer, text), end) for text in texts)
             group = replace(group, completion_ids=replies, provenance={**group.provenance, "tokenizer": name})
         assert group.prompt_ids is not None
         assert group.completion_ids is not None

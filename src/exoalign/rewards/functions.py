@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from exoalign.errors import RewardError
-from exoalign.groups import Group, prompt_text
+from exoalign.groups import Group, completion_text, prompt_text
 
 
 class RewardFunction(Protocol):
@@ -102,7 +102,7 @@ def score(
     for group in groups:
         prompts = [prompt_text(group.prompt)] * group.k
         try:
-            returned: Any = function(prompts, list(group.completions))
+            returned: Any = function(prompts, [completion_text(c) for c in group.completions])
         except (Exception, SystemExit) as error:
             raise RewardError(
                 f"{name} raised {type(error).__name__} at {group.where} ({prompts[0][:60]!r}): {error}"
