@@ -1,7 +1,7 @@
 """Both sides of the comparison, each run in a process of its own: `python benchmarks/sides.py SIDE CASE MODEL DATA ROUND`.
 
 Both are transformers' Trainer with the same rows in the same order, plain SGD, no checkpointing, no dropout, the reference
-log-probs computed before. Timed is the optimizer step, after a warm-up on the smallest pair.
+log-probs computed before. Timed is the optimizer step, after a warm-up on half of its rows.
 Prints one line of JSON: seconds, units a second, peak memory of the process.
 """
 
@@ -117,21 +117,15 @@ def _load(model: str, case: Case) -> Any:
 
 
 def _warm_up(trainer: Any) -> None:
-    """One forward and backward pass over the smallest row, whose gradients are dropped."""
-    smallest = min(range(len(trainer.train_dataset)), key=lambda i: sum(map(len, _ids(trainer.train_dataset[i]))))
-    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[smallest]]))
+    """Forward and backward over the first half of the rows, gradients dropped: memory is mapped, kernels are chosen."""
+    rows = [trainer.train_dataset[i] for i in range((len(trainer.train_dataset) + 1) // 2)]
+    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1  # train() sets it
     trainer.training_step(trainer.model, inputs)
     trainer.model.zero_grad()
     if hasattr(trainer, "_metrics"):
         trainer._metrics["train"].clear()
-
-
-def _ids(row: Any) -> list[Any]:
-    if isinstance(row, dict):
-        return [row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]]
-    return [row.prompt_ids, *row.completion_ids]
 
 
 def measure(side: str, name: str, model: str, data: Path, number: int) -> dict[str, float]:

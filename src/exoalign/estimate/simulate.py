@@ -22,7 +22,9 @@ from exoalign.errors import ModelError
 from exoalign.estimate.live import Live
 from exoalign.groups import GroupBatch
 from exoalign.logprobs import attention, rows
-from exoalign.logprobs.head import head_of, token_logprobs
+from exoalign.logprobs.adapted_head import adapted_head_of
+from exoalign.logprobs.engine import hidden_states
+from exoalign.logprobs.head import Head, token_logprobs
 from exoalign.logprobs.pack import pack
 from exoalign.models import autocast
 
@@ -56,7 +58,7 @@ class Simulated:
         gradients: of the trainable weights.
         trainable: the number of trainable weights.
         activations: what is kept from the forward for the backward, copies of weights in bfloat16 among it.
-        temporary: what comes on top at the highest point: the head's chunks of logits, gradients on their way.
+        temporary: what comes on top at the highest point: the head's tiles of logits, gradients on their way.
         small: of both, what lies in main memory in blocks of less than `live.MAPPED` bytes.
         forward: operations of the forward without the head.
         head: operations of the head forward.
@@ -210,34 +212,23 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-_Pass = tuple[Callable[[Any], Tensor], Callable[[Any, Tensor], Tensor]]
+_Pass = tuple[Callable[[Any], Any], Callable[[Any, Any], Tensor]]
 
 
 def _packed_pass(model: Any, shape: PassShape) -> _Pass:
     """Forward of the body and of the head, as `engine` runs them, on a packed row."""
-    packed, head = pack(_group(shape)), head_of(model)
-    assert head is not None
+    packed = pack(_group(shape))
     assert packed.layout.calls  # made of real numbers, like the blocks: their sizes depend on them
     for number in range(len(packed.layout.branches)):
         for window in _windows(model):  # the sizes of a block depend on numbers, so it is made of real ones
             attention._block_of(packed.layout, number, window, torch.device("cpu"))
 
-    def body(fake: Any) -> Tensor:
-        row = packed.to(_device(fake))
-        output = fake.base_model(
-            input_ids=row.input_ids,
-            position_ids=row.position_ids,
-            attention_mask=row.no_mask,
-            use_cache=False,
-            layout=row.layout,
-        )
-        states: Tensor = output.last_hidden_state[0, row.predictors]
-        return states
+    def body(fake: Any) -> tuple[Tensor, Head]:
+        return hidden_states(fake, packed.to(_device(fake)))
 
-    def finish(fake: Any, states: Tensor) -> Tensor:
-        layer = fake.get_output_embeddings()
-        ours = replace(head, weight=layer.weight, bias=layer.bias)
-        return token_logprobs(states, ours, packed.targets.to(states.device)).sum()
+    def finish(fake: Any, found: tuple[Tensor, Head]) -> Tensor:
+        states, head = found
+        return token_logprobs(states, head, packed.targets.to(states.device)).sum()
 
     return body, finish
 
@@ -283,7 +274,9 @@ def _takes_packed_rows(model: Any) -> bool:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     can_set = getattr(inner, "_can_set_attn_implementation", lambda: False)
     kinds = set(getattr(inner.config.get_text_config(), "layer_types", None) or ())
-    return bool(can_set()) and head_of(inner) is not None and not kinds - {"full_attention", "sliding_attention"}
+    return (
+        bool(can_set()) and adapted_head_of(inner) is not None and not kinds - {"full_attention", "sliding_attention"}
+    )
 
 
 def _windows(model: Any) -> set[int | None]:

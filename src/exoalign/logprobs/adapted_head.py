@@ -1,6 +1,6 @@
 """A head under an adapter, as a plain head on wider hidden states: what the low rank adds is kept apart from the weight.
 
-LoRA computes z = W h + s B (A h). With h' = [h, s A h] and W' = [W, B] that is W' h', which the chunked head takes as it is.
+LoRA computes z = W h + s B (A h). With h' = [h, s A h] and W' = [W, B] that is W' h', which the tiled head takes as it is.
 (The sum W + s B A in bfloat16 would lose whatever is below the precision of W, which is all of it in the first steps.)
 
 Shape legend: M positions, E hidden size, R ranks of all active adapters together, V vocabulary.

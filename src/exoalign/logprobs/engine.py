@@ -57,7 +57,7 @@ def completion_logprobs(model: torch.nn.Module, batch: GroupBatch, *, temperatur
 
 
 def _shared(model: torch.nn.Module, packed: Pack, shape: tuple[int, int], temperature: float) -> Tensor:
-    hidden, head = _hidden(model, packed)
+    hidden, head = hidden_states(model, packed)
     return packed.sums(token_logprobs(hidden, head, packed.targets, temperature=temperature), shape)
 
 
@@ -69,8 +69,8 @@ def compare_policies(
     if not (shares_prefix(policy) and shares_prefix(reference)):
         return rows.compare_policies(policy, reference, batch, temperature=temperature)
     packed = pack(batch).to(_device(policy))
-    hidden, head = _hidden(policy, packed)
-    other_hidden, other_head = _hidden(reference, packed)
+    hidden, head = hidden_states(policy, packed)
+    other_hidden, other_head = hidden_states(reference, packed)
     ratio, kl = token_comparison(hidden, head, other_hidden, other_head, packed.targets, temperature=temperature)
     packed = packed.to(torch.device("cpu"))
     return packed.sums(ratio.double().cpu(), batch.shape), packed.sums(kl.double().cpu(), batch.shape)
@@ -211,7 +211,7 @@ def _probe(model: Any) -> GroupBatch:
     )
 
 
-def _hidden(wrapped: Any, packed: Pack) -> tuple[Tensor, Head]:
+def hidden_states(wrapped: Any, packed: Pack) -> tuple[Tensor, Head]:
     """Hidden states that predict the completion tokens [M, E], and the head; both wider under an adapter on the head."""
     model = _within(wrapped)
     adapted = adapted_head_of(model)
