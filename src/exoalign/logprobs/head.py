@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 ROWS, COLUMNS = 1024, 2048
@@ -66,8 +67,8 @@ def head_of(model: Any, layer: Any = None) -> Head | None:
     with the model's own logits (see `engine`).
     """
     layer = model.get_output_embeddings() if layer is None else layer
-    # a subclass may compute something else, and so may a sharded or quantised weight
-    if type(layer) is not torch.nn.Linear or type(layer.weight) is not torch.nn.Parameter:
+    # a subclass may compute something else, and so may a sharded or quantised weight; a fake one stands for a plain one
+    if type(layer) is not torch.nn.Linear or type(layer.weight) not in (torch.nn.Parameter, FakeTensor):
         return None
     config = model.config.get_text_config()
     multiplier = 1.0
