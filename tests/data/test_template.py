@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -68,7 +69,7 @@ STOPPED = {
         "{% set ns = namespace(s='aaaa') %}{% for i in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
         "took more than 512 MB|ran for more than 2 s",
     ),
-    "a long text": ("{{ 'a' * 10 ** 7 }}", "made a text of more than 4,194,304 characters"),
+    "a long text": ("{{ 'a' * 10 ** 7 }}", "made a text of more than 1,048,576 characters"),
 }
 
 
@@ -139,6 +140,12 @@ def test_a_child_that_died_is_replaced():
     with pytest.raises(ModelError, match="its process died"):
         render(ChatTemplate(CHATML, '{"a": "died"}'), (("user", "x"),), True)
     assert render(ChatTemplate(CHATML, '{"a": "died"}'), (("user", "x"),), True)
+
+
+def test_an_interrupt_is_left_to_the_parent():
+    frame(ChatTemplate(CHATML, "{}"), ("user",), True)
+    os.kill(template_module._child.process.pid, signal.SIGINT)
+    assert render(ChatTemplate(CHATML, '{"a": "interrupted"}'), (("user", "x"),), True)
 
 
 def test_the_child_ends_with_its_parent():

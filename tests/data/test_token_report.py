@@ -125,6 +125,15 @@ def test_a_template_that_says_another_thing_once_the_reply_is_there():
     assert "'2 turns" in report.examples[0].partition("the template says")[2]
 
 
+def test_a_template_that_strips_once_the_reply_is_there():
+    content = "{{ m['content'] if loop.length == 1 else m['content'].strip() }}"
+    tokenizer = byte_tokenizer(CHATML.replace("{{ m['content'] }}", content))
+    report = TokenReport()
+    tokenize([pair((Message("user", "Hi "),), "yes", "no")], tokenizer, report=report)
+    assert report.changed == 2
+    assert report.examples == ["f:1: the template strips other contents once the reply is there"] * 2
+
+
 def test_within_a_trajectory_each_reply_is_checked():
     tokenizer = byte_tokenizer(CHATML.replace("{{ m['role'] }}", "{{ m['role'] }}{{ '+' if loop.length > 3 }}"))
     trajectory = (Message("assistant", "a"), Message("user", "b"), Message("assistant", "c"))

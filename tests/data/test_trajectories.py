@@ -88,6 +88,14 @@ def test_the_end_of_turn_is_there_once_and_never_made_for_sampled_ids():
     assert tokenize([sampled], tokenizer)[0].completion_ids == ((1, 2, end), (3, 4, 5))
 
 
+def test_the_end_of_turn_is_that_of_the_roles_at_hand():
+    ends = "{{ '<|eot_id|>' if messages[0].role == 'system' else '<|im_end|>' }}"
+    tokenizer = byte_tokenizer(CHATML.replace("<|im_end|>", ends))
+    plain, with_system = tokenize([Group(p, ("a",)) for p in (USER, (Message("system", "s"), *USER))], tokenizer)
+    assert tokenizer.decode(plain.completion_ids[0]) == "a<|im_end|>"
+    assert tokenizer.decode(with_system.completion_ids[0]) == "a<|eot_id|>"
+
+
 def test_a_template_without_an_end_of_turn_ends_with_the_sequence():
     tokenizer = byte_tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     group = tokenize([Group(USER, (THREE,))], tokenizer)[0]

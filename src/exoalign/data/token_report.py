@@ -142,7 +142,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return " ".join(repr(plain(str(tokenizer.decode([i])))) for i in ids)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _changed_structure(template: ChatTemplate, before: tuple[str, ...], after: tuple[str, ...]) -> str | None:
     """What is wrong with the template for a prompt and a completion of these roles, whatever their contents."""
     names = before + after
@@ -186,7 +186,7 @@ def _shape(content: str, known: frozenset[str]) -> list[str]:
     return [*shape, ""] if at < len(content) else shape
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _changed_tags(template: ChatTemplate, shapes: tuple[tuple[str, tuple[str, ...]], ...], cut: int) -> str | None:
     texts = [
         (role, "".join(piece or f"\ue000{i}.{j}\ue001" for j, piece in enumerate(shape)))
