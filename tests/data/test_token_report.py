@@ -87,6 +87,14 @@ def test_ids_that_were_there_are_counted_and_not_checked(merging):
     assert (report.prompt_tokens, report.completion_tokens, report.checked, report.moved) == (2, 3, 0, 0)
 
 
+def test_completions_without_content_are_counted_and_named(merging):
+    report = TokenReport()
+    tokenize([pair("x", "", "z", source=f"f:{i}") for i in range(4)], merging, report=report)
+    assert report.single == 4
+    assert "4 of 8 completions are a single token" in report.lines()[1]
+    assert "(f:0, f:1, f:2, ...)" in report.lines()[1]
+
+
 # Conversations
 
 

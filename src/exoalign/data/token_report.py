@@ -40,6 +40,8 @@ class TokenReport:
         checked: completions whose boundary with the prompt was checked; ids that were there already are not.
         moved: completions, as text after text, whose tokens at the boundary are others when tokenised with the prompt.
         changed: completions of conversations before which the template says another thing than at the end of the prompt.
+        single: completions of one token: nothing but the end of a turn, which teaches only to be silent.
+        single_rows: the first three groups that have such.
         examples: three of the moved and changed ones, decoded around the boundary.
     """
 
@@ -50,6 +52,8 @@ class TokenReport:
     checked: int = 0
     moved: int = 0
     changed: int = 0
+    single: int = 0
+    single_rows: list[str] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -58,6 +62,12 @@ class TokenReport:
             f"{self.groups} groups: {self.prompt_tokens:,} prompt tokens, {self.completion_tokens:,} in"
             f" {self.completions} completions"
         ]
+        if self.single:
+            more = ", ..." if self.single > len(self.single_rows) else ""
+            lines.append(
+                f"{self.single} of {self.completions} completions are a single token, so they teach only where to end"
+                f" ({', '.join(self.single_rows)}{more}); remove the rows if the texts are empty"
+            )
         if self.moved:
             lines.append(
                 f"{self.moved} of {self.checked} completions: tokenised together with the prompt, the boundary would move;"
@@ -76,7 +86,12 @@ class TokenReport:
         self.groups += 1
         self.completions += group.k
         self.prompt_tokens += len(group.prompt_ids or ())
-        self.completion_tokens += sum(map(len, group.completion_ids or ()))
+        lengths = [len(ids) for ids in group.completion_ids or ()]
+        self.completion_tokens += sum(lengths)
+        if 1 in lengths:
+            self.single += lengths.count(1)
+            if len(self.single_rows) < _SHOWN:
+                self.single_rows.append(group.where)
 
     def check_text(self, group: Group, k: int, whole: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> None:
         """Compare the ids of completion k with those of prompt and completion tokenised together."""
