@@ -170,6 +170,11 @@ def test_the_first_three_rows_are_named():
     ]
 
 
+def test_names_of_files_are_inert():
+    lines = run([group((10, 11), (20,), source="\x1b[2Jf:1")], "drop", max_prompt=1)[1].lines()
+    assert "\x1b" not in lines[0]
+
+
 @pytest.mark.parametrize(
     ("policy", "limits", "message"),
     [

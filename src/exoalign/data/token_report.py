@@ -79,7 +79,7 @@ class TokenReport:
                 f"{self.changed} of {self.checked} completions: the chat template changes what stands before the reply once"
                 " it is there; the prompt as it is for sampling is used all the same"
             )
-        return [*lines, *(f"  {example}" for example in self.examples)]
+        return [plain(line) for line in (*lines, *(f"  {example}" for example in self.examples))]
 
     def count(self, group: Group) -> None:
         """Count a group with its ids."""
