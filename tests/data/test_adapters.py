@@ -172,6 +172,7 @@ KNOWN = [
     ("imdb_prompts", IMDB, {"prompt": "One two  three four five six, seven eight."}),
     ("imdb_prompts", {"text": "Two words", "label": -1}, {"prompt": "Two words"}),
     ("rt_polarity", {"text": "a gem .", "label": 1}, {"text": "a gem ."}),
+    ("rt_polarity", {"text": "a gem .", "label": 1.0}, {"text": "a gem ."}),
     (
         "ultrafeedback",
         ULTRA,

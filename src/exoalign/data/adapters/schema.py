@@ -80,7 +80,9 @@ def _is(value: Any, specification: Any) -> bool:
     if isinstance(value, bool):
         return specification is bool
     if isinstance(specification, frozenset):
-        return isinstance(value, int) and value in specification
+        return isinstance(value, int | float) and value in specification
+    if specification is int:
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())  # 1.0, as CSV is read
     if specification is float:
         return isinstance(value, int | float)
     return isinstance(specification, type) and isinstance(value, specification)

@@ -1,8 +1,8 @@
 """TL;DR (Stiennon et al. 2020): comparisons of two summaries, and the filtered posts with their authors' summaries.
 
-The prompt is "SUBREDDIT: r/...\\n\\nTITLE: ...\\n\\nPOST: ...\\n\\nTL;DR:", as in the paper's code. The comparisons' summaries begin
-with a space; the posts' do not, and get one. News articles, which are among the comparisons of the validation split, have no
-post: their prompt is "Article:\\n...\\n\\nTL;DR:\\n".
+The prompt is "SUBREDDIT: r/...\\n\\nTITLE: ...\\n\\nPOST: ...\\n\\nTL;DR:", as in the paper's code. The comparisons' summaries
+begin with a space; the posts' do not, and get one. News articles, which are among the comparisons of the validation split, have
+no post: their prompt is "Article:\\n...\\n\\nTL;DR:\\n".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _prompt(post: Row) -> str:
 
 
 def _comparison(row: Row, where: str) -> list[Row]:
-    info, summaries, choice = row["info"], row["summaries"], row["choice"]
+    info, summaries, choice = row["info"], row["summaries"], int(row["choice"])
     if len(summaries) != 2:
         raise DataError(f"{where}: `summaries` holds {len(summaries)}; expected the 2 that were compared")
     prompt = f"Article:\n{info['article']}\n\nTL;DR:\n" if info.get("post") is None else _prompt(info)

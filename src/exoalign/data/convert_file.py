@@ -1,0 +1,124 @@
+"""A data set into a file of another format: read, converted, written and accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from exoalign.data import formats
+from exoalign.data.adapters import adapt
+from exoalign.data.convert import Account, Item, TextRow, check_kind, to_rows
+from exoalign.data.formats import PromptRow, SetAside
+from exoalign.data.write import check_target, write_rows
+from exoalign.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from."""
+
+    path: str
+    adapter: str | None = None
+    split: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did.
+
+    Attributes:
+        out: the file that was written.
+        kind: what its rows are.
+        items: how many groups, prompts or texts were read.
+        written: how many rows were written.
+        account: what was left out, with reasons.
+    """
+
+    out: Path
+    kind: str
+    items: int
+    written: int
+    account: Account
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: counts, and for each reason where the first three rows stand."""
+        reasons = self.account.aside.reasons.items()
+        return {
+            "out": str(self.out),
+            "kind": self.kind,
+            "read": self.items,
+            "written": self.written,
+            "set_aside": {reason: {"rows": len(rows), "first": rows[:3]} for reason, rows in reasons},
+            "not_written": {what: n for what, n in self.account.unwritten.items() if n},
+        }
+
+    def lines(self) -> list[str]:
+        """For people: a sentence for each fact."""
+        return [
+            f"{self.out}: {self.written} rows of {self.kind}, out of {self.items} groups, prompts or texts",
+            *self.account.aside.lines(),
+            *(f"not written: {n} {what}" for what, n in self.account.unwritten.items() if n),
+        ]
+
+
+def convert_file(
+    source: Source,
+    out: Path,
+    kind: str,
+    *,
+    pairs: str = "best_worst",
+    limit: int | None = None,
+    force: bool = False,
+) -> Converted:
+    """Read a data set, and write it as rows of one kind.
+
+    Args:
+        source: what to read.
+        out: the file to write; its ending says the form: .jsonl, .jsonl.gz, .parquet or .csv.
+        kind: a key of `exoalign.data.convert.KINDS`.
+        pairs: for pairs out of K completions: `best_worst` or `all`.
+        limit: how many groups, prompts or texts are read at most.
+        force: overwrite `out`.
+
+    Raises:
+        DataError: for a row that is malformed or cannot become that kind, for an `out` that cannot be written, and where no
+            row is left to write. `out` is then what it was before.
+    """
+    check_kind(kind)
+    check_target(out, force=force)
+    account = Account()
+    items = 0
+
+    def counted() -> Iterator[Item]:
+        nonlocal items
+        for items, item in enumerate(islice(read_items(source, account.aside), limit), 1):  # noqa: B007 - the count
+            yield item
+
+    try:
+        written = write_rows(to_rows(counted(), kind, account, pairs=pairs), out)
+    except DataError as error:
+        raise DataError("\n".join([str(error), *account.aside.lines()])) from error
+    return Converted(out, kind, items, written, account)
+
+
+def read_items(source: Source, aside: SetAside) -> Iterator[Item]:
+    """Stream what a source holds, whatever it is."""
+    path = Path(source.path)
+    if path.suffix == ".parquet":
+        yield from formats.read_groups(path)[0]
+        return
+    for where, raw in formats._rows(path):
+        for row in adapt(source.adapter, raw, where) if source.adapter else [raw]:
+            if "text" in row:
+                yield TextRow(row["text"], where)
+            elif set(row) == {"prompt"}:
+                yield PromptRow(formats._prompt(row, where), where)
+            else:
+                group = formats._group(row, where, aside)
+                if group is not None:
+                    yield group
