@@ -142,22 +142,13 @@ SHP = {
 }
 
 KNOWN = [
-    (
-        "hh",
-        HH,
-        {
-            "prompt": "\n\nHuman: Hi there\n\nAssistant: Hello!\n\nHuman: How are you? \n\nAssistant:",
-            "chosen": " Fine.",
-            "rejected": " Go away.",
-        },
-    ),
+    ("hh", HH, HH),
     (
         "hh_chat",
         HH,
         {
-            "prompt": turns("Hi there", "Hello!", "How are you?"),
-            "chosen": [{"role": "assistant", "content": "Fine."}],
-            "rejected": [{"role": "assistant", "content": "Go away."}],
+            "chosen": turns("Hi there", "Hello!", "How are you?", "Fine."),
+            "rejected": turns("Hi there", "Hello!", "How are you?", "Go away."),
         },
     ),
     ("tldr", TLDR, {"prompt": TLDR_PROMPT, "chosen": " The cat is gone.", "rejected": " Cat lost."}),
@@ -186,9 +177,8 @@ KNOWN = [
         "ultrafeedback_binarized",
         BINARIZED,
         {
-            "prompt": turns("Add 2 and 3."),
-            "chosen": [{"role": "assistant", "content": "5"}],
-            "rejected": [{"role": "assistant", "content": "4"}],
+            "chosen": turns("Add 2 and 3.", "5"),
+            "rejected": turns("Add 2 and 3.", "4"),
             "score_chosen": 6.5,
             "score_rejected": 6.5,
         },
@@ -211,7 +201,7 @@ KNOWN = [
         {
             "prompt": "\n\nHuman: Name a fruit. \n\nAssistant:",
             "completions": [" Car", " Pear", " Leek"],
-            "ranks": [3, 1, 2],
+            "rewards": [0.0, 1.0, 0.5],
         },
     ),
     (
@@ -220,7 +210,7 @@ KNOWN = [
         {
             "prompt": "\n\nHuman: Name a fruit. \n\nAssistant:",
             "completions": [" Car", " Pear", " Leek"],
-            "rewards": [-3.0, -1.0, -3.0],
+            "rewards": [0.0, 1.0, 0.0],
         },
     ),
     (
@@ -257,23 +247,12 @@ def test_every_adapter_is_tested():
     assert {name for name, _, _ in KNOWN} == set(ADAPTERS)
 
 
-def test_transcripts_that_part_early_are_handed_on_whole():
-    row = {"chosen": HH["chosen"], "rejected": "\n\nHuman: Other\n\nAssistant: What?"}
-    assert adapt("hh", row, "f:1") == [row]
-    chosen, rejected = turns("Hi there", "Hello!", "How are you?", "Fine."), turns("Other", "What?")
-    assert adapt("hh_chat", row, "f:1") == [{"chosen": chosen, "rejected": rejected}]
-
-
 def test_turns_of_one_speaker_are_one_turn():
     start = "\n\nHuman: Hi\n\nAssistant: Wait.\n\nAssistant:"
     row = {"chosen": f"{start} Hello!", "rejected": f"{start} No."}
-    assert adapt("hh", row, "f:1") == [{"prompt": start, "chosen": " Hello!", "rejected": " No."}]
+    assert adapt("hh", row, "f:1") == [row]
     assert adapt("hh_chat", row, "f:1") == [
-        {
-            "prompt": turns("Hi"),
-            "chosen": [{"role": "assistant", "content": "Wait.\n\nHello!"}],
-            "rejected": [{"role": "assistant", "content": "Wait.\n\nNo."}],
-        }
+        {"chosen": turns("Hi", "Wait.\n\nHello!"), "rejected": turns("Hi", "Wait.\n\nNo.")}
     ]
 
 
@@ -338,14 +317,14 @@ def real(folder, name):
 
 @pytest.mark.parametrize("name", ["hh_harmless_test.jsonl.gz", "hh_harmless_train.jsonl.gz"])
 def test_real_transcripts(shared_data, name):
-    """Text: prompt + reply is the transcript again. Conversations: the same words, whatever the layout."""
+    """Text stays what it is. Conversations have the same words, whatever the layout, and turns that alternate."""
     for i, row in enumerate(real(shared_data, name)):
-        (pair,), (chat,) = adapt("hh", row, f"{name}:{i}"), adapt("hh_chat", row, f"{name}:{i}")
-        for column in ("chosen", "rejected"):
-            assert pair.get("prompt", "") + pair[column] == row[column]
-            words = " ".join(turn["content"] for turn in [*chat.get("prompt", []), *chat[column]]).split()
+        assert adapt("hh", row, f"{name}:{i}") == [row]
+        (chat,) = adapt("hh_chat", row, f"{name}:{i}")
+        for column, conversation in chat.items():
+            words = " ".join(turn["content"] for turn in conversation).split()
             assert words == row[column].replace("\n\nHuman:", " ").replace("\n\nAssistant:", " ").split()
-            roles = [turn["role"] for turn in [*chat.get("prompt", []), *chat[column]]]
+            roles = [turn["role"] for turn in conversation]
             assert roles == ["user", "assistant"] * (len(roles) // 2)
     assert i >= 299
 

@@ -47,7 +47,7 @@ TOOL_ROWS = [
             "pairs",
             [{"prompt": "Q:", "chosen": " b", "rejected": " c", "score_chosen": 3.0, "score_rejected": 0.0}],
         ),
-        (CONVERSATION, "pairs", [{"prompt": CHAT_ROWS, "chosen": "Go.", "rejected": "Hello!"}]),
+        (CONVERSATION, "pairs", [{"prompt": CHAT_ROWS, "chosen": said("Go."), "rejected": said("Hello!")}]),
         (TRAJECTORY, "pairs", [{"prompt": CHAT_ROWS, "chosen": TOOL_ROWS, "rejected": said("No idea.")}]),
         (PAIR, "kway", [{"prompt": "Q:", "completions": [" yes", " no"], "rewards": [1.0, 0.0]}]),
         (SCORED, "kway", [{"prompt": "Q:", "completions": [" yes", " no"], "rewards": [0.5, 2.0]}]),
@@ -61,8 +61,8 @@ TOOL_ROWS = [
             CONVERSATION,
             "ratings",
             [
-                {"prompt": CHAT_ROWS, "completion": "Hello!", "rating": 0.0},
-                {"prompt": CHAT_ROWS, "completion": "Go.", "rating": 1.0},
+                {"prompt": CHAT_ROWS, "completion": said("Hello!"), "rating": 0.0},
+                {"prompt": CHAT_ROWS, "completion": said("Go."), "rating": 1.0},
             ],
         ),
         (PAIR, "rankings", [{"prompt": "Q:", "completions": [" yes", " no"], "ranks": [1, 2]}]),
@@ -250,7 +250,7 @@ def test_parquet_holds_the_rows(write, tmp_path):
     rows = [{"prompt": turns, "completions": [f"a{i}", "b"], "rewards": [i, 0.5]} for i in range(1001)]
     convert_file(Source(str(write(*rows))), tmp_path / "out.parquet", "kway")
     found = datasets.Dataset.from_parquet(str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "cache"))
-    assert found.to_list() == rows
+    assert found.to_list() == [{**row, "completions": [said(text) for text in row["completions"]]} for row in rows]
 
 
 def test_gzip_gives_the_same_bytes_again(write, tmp_path):

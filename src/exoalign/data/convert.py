@@ -11,9 +11,9 @@
 | `prompts`, `trl-prompt-only` | `prompt` |
 | `text`, `trl-language-modeling` | `text` (or `messages`): the prompt with the best completion |
 
-A winner without rewards counts 1, the others 0. Of equal rewards the first stands for all. TRL wants the reply to messages
-as messages too, so the kinds `trl-...` write it so; the others keep text where it is text. Nothing is left out silently: groups
-that the kind cannot hold are set aside with a reason, and values that it has no place for are counted.
+A winner without rewards counts 1, the others 0. Of equal rewards the first stands for all. Replies to conversations are written
+as messages, one turn or more, so that a column holds one type. Nothing is left out silently: groups that the kind cannot
+hold are set aside with a reason, and values that it has no place for are counted.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def to_rows(items: Iterable[Item], kind: str, account: Account, *, pairs: str = 
 
 def _pairs(group: Group, account: Account, pairs: str) -> Iterator[Row]:
     for best, worst in _choices(group, account, pairs):
-        row = _pair_row(group, best, worst, conversational=False)
+        row = _pair_row(group, best, worst)
         if group.rewards is not None:
             row |= {"score_chosen": group.rewards[best], "score_rejected": group.rewards[worst]}
         yield row
@@ -110,7 +110,7 @@ def _pairs(group: Group, account: Account, pairs: str) -> Iterator[Row]:
 def _trl_pairs(group: Group, account: Account, pairs: str) -> Iterator[Row]:
     for best, worst in _choices(group, account, pairs):
         account.unwritten["rewards"] += 2 * (group.rewards is not None)
-        yield _pair_row(group, best, worst, conversational=True)
+        yield _pair_row(group, best, worst)
 
 
 def _implicit_pairs(group: Group, account: Account, pairs: str) -> Iterator[Row]:
@@ -124,7 +124,7 @@ def _unpaired(group: Group, account: Account, pairs: str) -> Iterator[Row]:
     for best, worst in _choices(group, account, "best_worst"):
         account.unwritten["rewards"] += 2 * (group.rewards is not None)
         for index, label in ((best, True), (worst, False)):
-            completion = _reply(group, index, conversational=True)
+            completion = _reply(group, index)
             yield {"prompt": _written(group.prompt), "completion": completion, "label": label}
 
 
@@ -151,7 +151,7 @@ def _rankings(group: Group, account: Account, pairs: str) -> Iterator[Row]:
 
 def _ratings(group: Group, account: Account, pairs: str) -> Iterator[Row]:
     for i, value in enumerate(_values(group, account, least=1) or ()):
-        completion = _reply(group, i, conversational=False)
+        completion = _reply(group, i)
         yield {"prompt": _written(group.prompt), "completion": completion, "rating": value}
 
 
@@ -228,22 +228,20 @@ def _count_internal(group: Group, account: Account) -> None:
         account.unwritten[f"groups' {name}"] += getattr(group, name) is not None
 
 
-def _pair_row(group: Group, best: int, worst: int, *, conversational: bool) -> Row:
-    chosen, rejected = (_reply(group, i, conversational=conversational) for i in (best, worst))
+def _pair_row(group: Group, best: int, worst: int) -> Row:
+    chosen, rejected = (_reply(group, i) for i in (best, worst))
     return {"prompt": _written(group.prompt), "chosen": chosen, "rejected": rejected}
 
 
-def _reply(group: Group, index: int, *, conversational: bool) -> Any:
-    """A completion as it is written: as messages where one of the group is a trajectory, or on demand after messages."""
+def _reply(group: Group, index: int) -> Any:
     completion = group.completions[index]
-    wanted = conversational and not isinstance(group.prompt, str)
-    if wanted or any(not isinstance(other, str) for other in group.completions):
-        completion = (Message("assistant", completion),) if isinstance(completion, str) else completion
+    if isinstance(completion, str) and not isinstance(group.prompt, str):
+        completion = (Message("assistant", completion),)
     return _written(completion)
 
 
 def _replies(group: Group) -> list[Any]:
-    return [_reply(group, i, conversational=False) for i in range(group.k)]
+    return [_reply(group, i) for i in range(group.k)]
 
 
 def _joined(prompt: Prompt, completion: Completion) -> Prompt:

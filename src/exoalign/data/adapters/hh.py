@@ -1,8 +1,8 @@
 """Anthropic/hh-rlhf: `chosen` and `rejected` are whole transcripts "\\n\\nHuman: ... \\n\\nAssistant: ...".
 
 `hh` keeps the text as it is. `hh_chat` makes conversations of it: the white space around a turn belongs to the layout and goes,
-and turns of one speaker that follow each other are one turn, joined by an empty line. Where the two transcripts do not share
-everything before their last reply they are handed on whole, and the reader sets them aside.
+and turns of one speaker that follow each other are one turn, joined by an empty line. Both keep the prompt implicit: the reader
+splits it off, and sets rows aside whose transcripts do not share it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 
 from exoalign.data.adapters.schema import Adapter, Row
-from exoalign.data.hh import split_transcripts
 from exoalign.errors import DataError
 
 _SCHEMA = {"chosen": str, "rejected": str}
@@ -19,19 +18,13 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def _text(row: Row, where: str) -> list[Row]:
-    parts = split_transcripts(row["chosen"], row["rejected"])
     for column in _SCHEMA:
         _turns(row[column], f"{where}: `{column}`")
-    if parts is None:
-        return [{"chosen": row["chosen"], "rejected": row["rejected"]}]
-    return [dict(zip(("prompt", "chosen", "rejected"), parts, strict=True))]
+    return [{column: row[column] for column in _SCHEMA}]
 
 
 def _chat(row: Row, where: str) -> list[Row]:
-    chosen, rejected = (_turns(row[column], f"{where}: `{column}`") for column in _SCHEMA)
-    if chosen[:-1] != rejected[:-1] or not chosen[:-1]:
-        return [{"chosen": chosen, "rejected": rejected}]
-    return [{"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}]
+    return [{column: _turns(row[column], f"{where}: `{column}`") for column in _SCHEMA}]
 
 
 def _turns(transcript: str, what: str) -> list[dict[str, str]]:

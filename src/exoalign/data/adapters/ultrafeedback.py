@@ -1,6 +1,7 @@
 """UltraFeedback (Cui et al. 2023): four scored replies to an instruction; and H4's binarised form, conversations of two.
 
-The reward is `overall_score`, 1 to 10. A pair whose scores are equal keeps its order: that order is the data set's own.
+The reward is `overall_score`, 1 to 10. A pair whose scores are equal keeps its order: the order is the data set's own. Both of its
+conversations hold the prompt, which the reader splits off.
 """
 
 from __future__ import annotations
@@ -23,11 +24,8 @@ def _four(row: Row, where: str) -> list[Row]:
 
 
 def _two(row: Row, where: str) -> list[Row]:
-    chosen, rejected = ([{name: turn[name] for name in TURNS[0]} for turn in row[column]] for column in list(_TWO)[:2])
-    scores = {name: row[name] for name in ("score_chosen", "score_rejected")}
-    if chosen[:-1] != rejected[:-1] or not chosen[:-1]:
-        return [{"chosen": chosen, "rejected": rejected, **scores}]
-    return [{"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:], **scores}]
+    pair = {name: [{key: turn[key] for key in TURNS[0]} for turn in row[name]] for name in ("chosen", "rejected")}
+    return [{**pair, "score_chosen": row["score_chosen"], "score_rejected": row["score_rejected"]}]
 
 
 ADAPTERS = [
