@@ -34,7 +34,8 @@ def convert(
 ) -> None:
     """Convert a data set between the common formats, and to those of TRL. What has no place there is told."""
     from exoalign.data.convert import PAIRS
-    from exoalign.data.convert_file import Source, convert_file
+    from exoalign.data.convert_file import convert_file
+    from exoalign.data.sources import Source
     from exoalign.progress import plain
 
     if pairs not in PAIRS:

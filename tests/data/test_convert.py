@@ -5,17 +5,21 @@ import gzip
 import json
 
 import pytest
+from exoalign.data.sources import Source
 
-from exoalign.data.convert import KINDS, Account, TextRow, to_rows
-from exoalign.data.convert_file import Source, convert_file, read_items
-from exoalign.data.formats import PromptRow, SetAside
+from exoalign.data.convert import KINDS, Account, to_rows
+from exoalign.data.convert_file import convert_file, read_items
+from exoalign.data.formats import PromptRow, SetAside, TextRow
+from exoalign.data.write import write_rows
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
 
 CHAT = (Message("system", "Be kind."), Message("user", "Hi"))
 CHAT_ROWS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
 PAIR = Group("Q:", (" yes", " no"), winner=0)
-SCORED = Group("Q:", (" yes", " no"), winner=0, rewards=(0.5, 2.0))  # the scores say otherwise: the winner stays
+SCORED = Group("Q:", (" yes", " no"), winner=0, rewards=(2.0, 0.5))
+EVEN = Group("Q:", (" yes", " no"), winner=0, rewards=(1.0, 1.0))
+UNSURE = Group("Q:", (" yes", " no"), winner=0, rewards=(0.5, 2.0))  # the winner stays, whatever the rewards
 FOUR = Group("Q:", (" a", " b", " c", " d"), rewards=(1.0, 3.0, 0.0, 1.0))
 CONVERSATION = Group(CHAT, ("Hello!", "Go."), winner=1)
 TOOL = (Message("assistant", "Let me look."), Message("tool", "12"), Message("assistant", "12."))
@@ -40,8 +44,14 @@ TOOL_ROWS = [
         (
             SCORED,
             "pairs",
-            [{"prompt": "Q:", "chosen": " yes", "rejected": " no", "score_chosen": 0.5, "score_rejected": 2.0}],
+            [{"prompt": "Q:", "chosen": " yes", "rejected": " no", "score_chosen": 2.0, "score_rejected": 0.5}],
         ),
+        (
+            EVEN,
+            "pairs",
+            [{"prompt": "Q:", "chosen": " yes", "rejected": " no", "score_chosen": 1.0, "score_rejected": 1.0}],
+        ),
+        (UNSURE, "pairs", [{"prompt": "Q:", "chosen": " yes", "rejected": " no"}]),
         (
             FOUR,
             "pairs",
@@ -50,7 +60,7 @@ TOOL_ROWS = [
         (CONVERSATION, "pairs", [{"prompt": CHAT_ROWS, "chosen": said("Go."), "rejected": said("Hello!")}]),
         (TRAJECTORY, "pairs", [{"prompt": CHAT_ROWS, "chosen": TOOL_ROWS, "rejected": said("No idea.")}]),
         (PAIR, "kway", [{"prompt": "Q:", "completions": [" yes", " no"], "rewards": [1.0, 0.0]}]),
-        (SCORED, "kway", [{"prompt": "Q:", "completions": [" yes", " no"], "rewards": [0.5, 2.0]}]),
+        (SCORED, "kway", [{"prompt": "Q:", "completions": [" yes", " no"], "rewards": [2.0, 0.5]}]),
         (FOUR, "kway", [{"prompt": "Q:", "completions": [" a", " b", " c", " d"], "rewards": [1.0, 3.0, 0.0, 1.0]}]),
         (
             TRAJECTORY,
@@ -145,7 +155,10 @@ def test_a_group_that_the_kind_cannot_hold_is_set_aside(group, kind, reason):
     [
         (SCORED, "trl-preference", {"rewards": 2}),
         (SCORED, "trl-preference-implicit", {"rewards": 2}),
-        (SCORED, "kway", {"winners that their rewards contradict": 1}),
+        (SCORED, "kway", {}),
+        (EVEN, "kway", {"winners that are not alone at the highest reward": 1}),
+        (UNSURE, "kway", {"winners that are not alone at the highest reward": 1}),
+        (UNSURE, "pairs", {"rewards that contradict their winner": 2}),
         (FOUR, "pairs", {"completions that are in no pair": 2}),
         (FOUR, "trl-unpaired", {"completions that are in no pair": 2, "rewards": 2}),
         (FOUR, "text", {"completions": 3, "rewards": 4}),
@@ -230,7 +243,7 @@ def test_there_and_back_without_loss(write, tmp_path, row, ending):
     kind = "pairs" if "chosen" in row else "kway"
     out = tmp_path / f"out{ending}"
     found = convert_file(Source(str(path)), out, kind)
-    assert (found.items, found.written, found.account.aside.reasons) == (2, 2, {})
+    assert (found.rows, found.items, found.written, found.account.aside.reasons) == (2, 2, 2, {})
     assert same(items(out), items(path))
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -282,7 +295,6 @@ CHAT_PAIR = {**PAIR_ROW, "prompt": [{"role": "user", "content": "Hi"}]}
         ([PAIR_ROW], "o.jsonl", "pair", ["no kind `pair`; did you mean `pairs`? There are: pairs, kway, "]),
         ([PAIR_ROW], "o.csv", "kway", ["o.csv, row 1: `completions` is a list", "write .jsonl or .parquet"]),
         ([CHAT_PAIR], "o.csv", "pairs", ["o.csv, row 1: `prompt` is a list"]),
-        ([PAIR_ROW, CHAT_PAIR], "o.parquet", "pairs", ["o.parquet, row 1 or one of the 1000", "write .jsonl"]),
         (
             [{"prompt": "P", "completions": ["a", "b"], "rewards": [0, 0]}],
             "o.jsonl",
@@ -290,8 +302,8 @@ CHAT_PAIR = {**PAIR_ROW, "prompt": [{"role": "user", "content": "Hi"}]}
             ["no row to write", "1 row set aside: all rewards are equal"],
         ),
         ([PAIR_ROW, {"prompt": "P", "chosen": 1, "rejected": "b"}], "o.jsonl", "pairs", ["in.jsonl:2: `chosen` is"]),
-        ([PAIR_ROW, {"prompt": "P", "completions": ["a", "b"], "rewards": [0, 1]}], "o.csv", "pairs",
-         ["o.csv, row 2: has columns prompt, chosen, rejected, score_chosen"]),
+        ([PAIR_ROW, {**PAIR_ROW, "margin": 1}], "o.csv", "pairs", ["o.csv, row 2: has columns prompt, chosen, rejected, s"]),
+        ([PAIR_ROW, {**PAIR_ROW, "margin": 1}], "o.parquet", "pairs", ["o.parquet, row 2: has columns", "write .jsonl"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(write, tmp_path, rows, out, kind, parts):
@@ -303,6 +315,13 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(write, tmp_path, r
     for part in parts:
         assert part in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_parquet_refuses_text_and_conversations_in_one_column(tmp_path):
+    """Rows of one file are alike, but an adapter's may differ."""
+    with pytest.raises(DataError, match=r"o\.parquet, row 1 or one of the 1000 from there: (.|\n)*: write \.jsonl"):
+        write_rows([PAIR_ROW, CHAT_PAIR], tmp_path / "o.parquet")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_force_overwrites_even_the_source(write):

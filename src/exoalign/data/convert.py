@@ -23,20 +23,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
-from exoalign.data.formats import PromptRow, SetAside
+from exoalign.data.formats import PromptRow, TextRow
+from exoalign.data.set_aside import SetAside
 from exoalign.errors import DataError
 from exoalign.groups import Completion, Group, Message, Prompt
 
 Row = dict[str, Any]
-
-
-class TextRow(NamedTuple):
-    """A text or a whole conversation for SFT, and the row that it stands in."""
-
-    text: str | tuple[Message, ...]
-    source: str
 
 
 Item = Group | PromptRow | TextRow
@@ -102,7 +96,9 @@ def to_rows(items: Iterable[Item], kind: str, account: Account, *, pairs: str = 
 def _pairs(group: Group, account: Account, pairs: str) -> Iterator[Row]:
     for best, worst in _choices(group, account, pairs):
         row = _pair_row(group, best, worst)
-        if group.rewards is not None:
+        if group.rewards is not None and group.rewards[best] < group.rewards[worst]:
+            account.unwritten["rewards that contradict their winner"] += 2  # no reader would take such a pair
+        elif group.rewards is not None:
             row |= {"score_chosen": group.rewards[best], "score_rejected": group.rewards[worst]}
         yield row
 
@@ -131,8 +127,8 @@ def _unpaired(group: Group, account: Account, pairs: str) -> Iterator[Row]:
 def _kway(group: Group, account: Account, pairs: str) -> Iterator[Row]:
     values = _values(group, account)
     if values is not None:
-        if group.winner is not None and values.index(max(values)) != group.winner:
-            account.unwritten["winners that their rewards contradict"] += 1
+        if group.winner is not None and sum(v >= values[group.winner] for v in values) > 1:
+            account.unwritten["winners that are not alone at the highest reward"] += 1
         yield {"prompt": _written(group.prompt), "completions": _replies(group), "rewards": list(values)}
 
 

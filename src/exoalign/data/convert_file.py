@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from exoalign.data import formats
-from exoalign.data.adapters import adapt
-from exoalign.data.convert import Account, Item, TextRow, check_kind, to_rows
-from exoalign.data.formats import PromptRow, SetAside
+from exoalign.data.convert import Account, Item, check_kind, to_rows
+from exoalign.data.formats import kind_of, read_prompts, read_texts, stream_groups
+from exoalign.data.set_aside import SetAside
+from exoalign.data.sources import Source, rows
 from exoalign.data.write import check_target, write_rows
 from exoalign.errors import DataError
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where rows come from."""
-
-    path: str
-    adapter: str | None = None
-    split: str | None = None
-    subset: str | None = None
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +24,15 @@ class Converted:
     Attributes:
         out: the file that was written.
         kind: what its rows are.
-        items: how many groups, prompts or texts were read.
+        rows: how many rows were read.
+        items: how many groups, prompts or texts they made.
         written: how many rows were written.
         account: what was left out, with reasons.
     """
 
     out: Path
     kind: str
+    rows: int
     items: int
     written: int
     account: Account
@@ -51,8 +43,9 @@ class Converted:
         return {
             "out": str(self.out),
             "kind": self.kind,
-            "read": self.items,
-            "written": self.written,
+            "rows_read": self.rows,
+            "items": self.items,
+            "rows_written": self.written,
             "set_aside": {reason: {"rows": len(rows), "first": rows[:3]} for reason, rows in reasons},
             "not_written": {what: n for what, n in self.account.unwritten.items() if n},
         }
@@ -60,7 +53,7 @@ class Converted:
     def lines(self) -> list[str]:
         """For people: a sentence for each fact."""
         return [
-            f"{self.out}: {self.written} rows of {self.kind}, out of {self.items} groups, prompts or texts",
+            f"{self.out}: {self.written} rows of {self.kind}, from {self.rows} rows ({self.items} usable prompts)",
             *self.account.aside.lines(),
             *(f"not written: {n} {what}" for what, n in self.account.unwritten.items() if n),
         ]
@@ -103,22 +96,17 @@ def convert_file(
         written = write_rows(to_rows(counted(), kind, account, pairs=pairs), out)
     except DataError as error:
         raise DataError("\n".join([str(error), *account.aside.lines()])) from error
-    return Converted(out, kind, items, written, account)
+    return Converted(out, kind, account.aside.read or items, items, written, account)
 
 
 def read_items(source: Source, aside: SetAside) -> Iterator[Item]:
-    """Stream what a source holds, whatever it is."""
-    path = Path(source.path)
-    if path.suffix == ".parquet":
-        yield from formats.read_groups(path)[0]
-        return
-    for where, raw in formats._rows(path):
-        for row in adapt(source.adapter, raw, where) if source.adapter else [raw]:
-            if "text" in row:
-                yield TextRow(row["text"], where)
-            elif set(row) == {"prompt"}:
-                yield PromptRow(formats._prompt(row, where), where)
-            else:
-                group = formats._group(row, where, aside)
-                if group is not None:
-                    yield group
+    """Stream what a source holds: prompts, texts or groups, as its first row says."""
+    with closing(rows(source)) as first:
+        where, row = next(first)
+    kind = kind_of(row, where)
+    if kind == "prompts":
+        yield from read_prompts(source)
+    elif kind == "text":
+        yield from read_texts(source)
+    else:
+        yield from stream_groups(source, aside)

@@ -1,7 +1,7 @@
 """UltraFeedback (Cui et al. 2023): four scored replies to an instruction; and H4's binarised form, conversations of two.
 
-The reward is `overall_score`, 1 to 10. A pair whose scores are equal keeps its order: the order is the data set's own. Both of its
-conversations hold the prompt, which the reader splits off.
+The reward is `overall_score`, 1 to 10. A pair whose scores are equal keeps its order: the order is the data set's own. Both of
+its conversations hold the prompt, which the reader splits off.
 """
 
 from __future__ import annotations
