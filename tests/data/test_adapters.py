@@ -2,11 +2,15 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
 from exoalign.data.adapters import ADAPTERS, adapt
+from exoalign.data.formats import SetAside, read_groups, read_prompts, read_texts, stream_groups
+from exoalign.data.sources import Source
 from exoalign.errors import DataError
+from exoalign.groups import Group, Message
 
 HH = {
     "chosen": "\n\nHuman: Hi there\n\nAssistant: Hello!\n\nHuman: How are you? \n\nAssistant: Fine.",
@@ -305,6 +309,116 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         adapt("ultra-feedback", ULTRA, "f:1")
     with pytest.raises(DataError, match=r"no adapter `zzz`. There are: hh, "):
         adapt("zzz", HH, "f:1")
+
+
+# Through the reader
+
+ASSISTANT = "\n\nHuman: Hi there\n\nAssistant: Hello!\n\nHuman: How are you? \n\nAssistant:"
+HELLO = (Message("user", "Hi there"), Message("assistant", "Hello!"), Message("user", "How are you?"))
+FRUIT = (Message("user", "Name a fruit."),)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "group"),
+    [
+        ("hh", [HH], Group(ASSISTANT, (" Fine.", " Go away."), winner=0)),
+        ("hh_chat", [HH], Group(HELLO, ("Fine.", "Go away."), winner=0)),
+        ("tldr", [TLDR], Group(TLDR_PROMPT, (" The cat is gone.", " Cat lost."), winner=0)),
+        (
+            "ultrafeedback",
+            [ULTRA],
+            Group((Message("user", "Add 2 and 3."),), ("4", "5", "2 + 3 = 5", "Five"), rewards=(1.0, 7.5, 9.0, 7.5)),
+        ),
+        (
+            "ultrafeedback_binarized",
+            [BINARIZED],
+            Group((Message("user", "Add 2 and 3."),), ("5", "4"), rewards=(6.5, 6.5), winner=0),
+        ),
+        ("alpaca_eval", [ALPACA], Group(FRUIT, ("Pear", "Car"), rewards=(0.5, 0.0))),
+        (
+            "alpaca_eval_annotations",
+            [ANNOTATION, {**ANNOTATION, "output_2": "Car", "preference": 1.0}],
+            Group(FRUIT, ("Pear", "Car"), rewards=(0.25, 0.0)),
+        ),
+        (
+            "helpsteer",
+            [HELPSTEER, {**HELPSTEER, "response": "Car", "helpfulness": 0}],
+            Group(FRUIT, ("Pear", "Car"), rewards=(3.0, 0.0)),
+        ),
+        (
+            "nectar",
+            [TIED],
+            Group("\n\nHuman: Name a fruit. \n\nAssistant:", (" Car", " Pear", " Leek"), rewards=(0.0, 1.0, 0.0)),
+        ),
+        (
+            "shp",
+            [SHP],
+            Group(
+                (Message("user", "How long do eggs boil?"),),
+                ("Until done.", "Ten minutes."),
+                rewards=(30.0, 12.0),
+                winner=0,
+            ),
+        ),
+    ],
+)
+def test_raw_rows_become_a_group(name, rows, group, tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    ((found,), aside) = read_groups(Source(str(path), adapter=name))
+    assert replace(found, provenance={}) == group
+    assert (aside.read, aside.rows) == (len(rows), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "read", "expected"),
+    [
+        ("tldr_prompts", POST, read_prompts, POST_PROMPT),
+        ("tldr_sft", POST, read_texts, POST_PROMPT + " Wondering."),
+        ("imdb", IMDB, read_texts, IMDB["text"]),
+        ("imdb_prompts", IMDB, read_prompts, "One two  three four five six, seven eight."),
+    ],
+)
+def test_raw_rows_become_prompts_and_texts(name, row, read, expected, tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_text(json.dumps(row))
+    assert read(Source(str(path), adapter=name)) == [(expected, f"{path}:1")]
+
+
+def test_transcripts_without_a_shared_beginning_are_set_aside(tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_text("\n".join(map(json.dumps, [HH, {**HH, "rejected": "\n\nHuman: Other\n\nAssistant: What?"}])))
+    for name in ("hh", "hh_chat"):
+        groups, aside = read_groups(Source(str(path), adapter=name))
+        assert len(groups) == 1
+        assert list(aside.reasons.values()) == [[f"{path}:2"]]
+
+
+def test_a_row_of_another_schema_is_named_with_its_line(tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_text("\n".join(map(json.dumps, [HH, SHP])))
+    with pytest.raises(DataError, match=rf"^{path}:2: no `chosen`; .*; the row fits the adapter `shp`$"):
+        read_groups(Source(str(path), adapter="hh"))
+    with pytest.raises(DataError, match=r"^no adapter `hhh`; did you mean `hh`\?"):
+        read_groups(Source(str(path), adapter="hhh"))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "options"),
+    [
+        ("hh", {"data_dir": "one", "split": "test", "revision": "main", "streaming": True}),
+        ("tldr", {"name": "one", "split": "test", "revision": "main", "streaming": True}),
+    ],
+)
+def test_the_hub_is_asked_for_a_subset_as_the_data_set_has_it(adapter, options, monkeypatch):
+    """hh-rlhf has folders where others have configurations."""
+    asked = []
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *a, **o: asked.append((a, o)) or [HH, TLDR][adapter == "tldr" :]
+    )
+    source = Source("owner/name", adapter=adapter, subset="one", split="test", revision="main")
+    assert next(stream_groups(source, SetAside())).winner == 0
+    assert asked == [(("owner/name",), options)]
 
 
 # Real files

@@ -5,11 +5,11 @@ import gzip
 import json
 
 import pytest
-from exoalign.data.sources import Source
 
 from exoalign.data.convert import KINDS, Account, to_rows
 from exoalign.data.convert_file import convert_file, read_items
 from exoalign.data.formats import PromptRow, SetAside, TextRow
+from exoalign.data.sources import Source
 from exoalign.data.write import write_rows
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -101,8 +100,7 @@ def convert_file(
 
 def read_items(source: Source, aside: SetAside) -> Iterator[Item]:
     """Stream what a source holds: prompts, texts or groups, as its first row says."""
-    with closing(rows(source)) as first:
-        where, row = next(first)
+    where, row = next(rows(source))
     kind = kind_of(row, where)
     if kind == "prompts":
         yield from read_prompts(source)

@@ -42,6 +42,6 @@ def _turns(transcript: str, what: str) -> list[dict[str, str]]:
 
 _WHERE = "subsets harmless-base, helpful-base, helpful-online and helpful-rejection-sampled"
 ADAPTERS = [
-    Adapter("hh", "Anthropic/hh-rlhf", f"pairs of text ({_WHERE})", _SCHEMA, _text),
-    Adapter("hh_chat", "Anthropic/hh-rlhf", f"pairs of conversations ({_WHERE})", _SCHEMA, _chat),
+    Adapter("hh", "Anthropic/hh-rlhf", f"pairs of text ({_WHERE})", _SCHEMA, _text, folders=True),
+    Adapter("hh_chat", "Anthropic/hh-rlhf", f"pairs of conversations ({_WHERE})", _SCHEMA, _chat, folders=True),
 ]

@@ -31,6 +31,7 @@ class Adapter:
         what: one sentence: what its rows become.
         schema: the columns that `convert` reads, as a specification; a row may hold others besides.
         convert: (raw row of the schema, "file:line") -> rows of the common formats, as a JSONL file would hold them.
+        folders: whether the subsets on the hub are folders of files (`data_dir`) and not configurations.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Adapter:
     what: str
     schema: Mapping[str, Any]
     convert: Callable[[Row, str], list[Row]]
+    folders: bool = False
 
 
 def describe(specification: Any) -> str:

@@ -30,4 +30,6 @@ def _pair(row: Row, where: str) -> list[Row]:
     ]
 
 
-ADAPTERS = [Adapter("shp", "stanfordnlp/SHP", "pairs of replies to a user's post, with their votes", _SCHEMA, _pair)]
+ADAPTERS = [
+    Adapter("shp", "stanfordnlp/SHP", "pairs of replies to a post, with their votes", _SCHEMA, _pair, folders=True)
+]
