@@ -1,15 +1,18 @@
 """Groups become the rows that are written here by hand, and come back unchanged; what a kind cannot hold is told."""
 
-import csv
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exoalign.data.convert import KINDS, Account, to_rows
 from exoalign.data.convert_file import convert_file, read_items
 from exoalign.data.formats import PromptRow, SetAside, TextRow
 from exoalign.data.sources import Source
+from exoalign.data.table import write_table
 from exoalign.data.write import write_rows
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
@@ -219,9 +222,9 @@ def write(tmp_path):
 
 
 def same(found, expected):
-    """Groups but for where they come from."""
-    return [Group(**{**vars(g), "provenance": {}}) for g in found] == [
-        Group(**{**vars(g), "provenance": {}}) for g in expected
+    """Whether groups, prompts or texts are the same but for where they come from."""
+    return [replace(f, provenance={}) if isinstance(f, Group) else f[0] for f in found] == [
+        replace(e, provenance={}) if isinstance(e, Group) else e[0] for e in expected
     ]
 
 
@@ -229,31 +232,86 @@ def items(path):
     return list(read_items(Source(str(path)), SetAside()))
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+TURNS = [{"role": "user", "content": TRICKY}]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".parquet", ".csv"])
 @pytest.mark.parametrize(
-    "row",
+    ("kind", "row"),
     [
-        {"prompt": f"P {TRICKY}", "chosen": TRICKY, "rejected": "no"},
-        {"prompt": f"P {TRICKY}", "completions": [TRICKY, "b"], "rewards": [0.1, -1e-300]},
-        {"prompt": [{"role": "user", "content": TRICKY}], "completions": ["a", "b"], "rewards": [1.0, 2.0]},
+        ("pairs", {"prompt": f"P {TRICKY}", "chosen": TRICKY, "rejected": "no"}),
+        ("pairs", {"prompt": "P", "chosen": "1", "rejected": " no", "score_chosen": 1e-300, "score_rejected": -0.1}),
+        ("pairs", {"prompt": TURNS, "chosen": "a", "rejected": "b"}),
+        ("pairs", {"prompt": TURNS, "chosen": TOOL_ROWS, "rejected": said(TRICKY)}),
+        ("kway", {"prompt": f"P {TRICKY}", "completions": [TRICKY, "b", "c"], "rewards": [0.1, -1e-300, 0.1]}),
+        ("kway", {"prompt": TURNS, "completions": ["a", "b"], "rewards": [1, 2]}),
+        ("kway", {"prompt": TURNS, "completions": [TOOL_ROWS, said("b")], "rewards": [1, 2]}),
+        ("ratings", {"prompt": "P", "completions": [" a", TRICKY], "rewards": [1, 2]}),
+        ("rankings", {"prompt": "P", "completions": [" a", " b", TRICKY], "ranks": [2, 3, 1]}),
+        ("prompts", {"prompt": TRICKY}),
+        ("prompts", {"prompt": TURNS}),
+        ("text", {"text": TRICKY}),
+        ("text", {"messages": [*TURNS, *TOOL_ROWS]}),
+        ("trl-preference", {"prompt": TRICKY, "chosen": "a", "rejected": "b"}),
+        ("trl-preference", {"prompt": TURNS, "chosen": "a", "rejected": "b"}),
+        ("trl-preference-implicit", {"prompt": TURNS, "chosen": "a", "rejected": "b"}),
+        ("trl-preference-implicit", {"prompt": "P:", "chosen": " a", "rejected": " b"}),
+        ("trl-unpaired", {"prompt": TURNS, "completions": ["a", "b"], "rewards": [1, 0]}),
     ],
 )
-def test_there_and_back_without_loss(write, tmp_path, row, ending):
-    path = write(row, row)
-    kind = "pairs" if "chosen" in row else "kway"
+def test_there_and_back_without_loss(write, tmp_path, kind, row, ending):
+    other = (
+        {"prompt": "Another:" if isinstance(row["prompt"], str) else [{"role": "user", "content": "Another."}]}
+        if "prompt" in row
+        else {}
+    )
+    path = write(row, row | other)
     out = tmp_path / f"out{ending}"
+    if ending == ".csv" and any(isinstance(value, list) for value in row.values()) and kind != "ratings":
+        with pytest.raises(DataError, match=r"is a list, and \.csv holds only text and numbers"):
+            convert_file(Source(str(path)), out, kind)
+        return
     found = convert_file(Source(str(path)), out, kind)
-    assert (found.rows, found.items, found.written, found.account.aside.reasons) == (2, 2, 2, {})
+    assert (found.rows, found.items, found.account.aside.reasons) == (2, 2, {})
+    assert found.written == 2 * len(row.get("completions", "1") if kind in ("ratings", "trl-unpaired") else "1")
     assert same(items(out), items(path))
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_csv_keeps_text_as_it_is(write, tmp_path):
-    row = {"prompt": TRICKY, "chosen": " yes", "rejected": TRICKY}
-    path = write(row)
-    convert_file(Source(str(path)), tmp_path / "out.csv", "pairs")
-    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
-        assert list(csv.DictReader(file)) == [row]
+def test_rankings_keep_the_order_of_rewards_and_back(write, tmp_path):
+    """Rewards 0.2, 9, -1: ranks 2, 1, 3, which are read as rewards (3 - rank) / 2."""
+    path = write({"prompt": "P", "completions": ["a", "b", "c"], "rewards": [0.2, 9, -1]})
+    convert_file(Source(str(path)), tmp_path / "ranks.jsonl", "rankings")
+    convert_file(Source(str(tmp_path / "ranks.jsonl")), tmp_path / "back.jsonl", "kway")
+    assert json.loads((tmp_path / "ranks.jsonl").read_text())["ranks"] == [2, 1, 3]
+    assert json.loads((tmp_path / "back.jsonl").read_text())["rewards"] == [0.5, 1.0, 0.0]
+
+
+def test_the_groups_of_a_run(tmp_path):
+    """Token ids have no place in a data set: they are counted."""
+    group = Group("Q:", ("a", "b"), rewards=(1, 0), prompt_ids=(1,), completion_ids=((2,), (3,)))
+    write_table([group, group], tmp_path / "groups.parquet")
+    found = convert_file(Source(str(tmp_path / "groups.parquet")), tmp_path / "o.jsonl", "kway")
+    assert found.lines()[1:] == ["not written: 2 groups' prompt_ids", "not written: 2 groups' completion_ids"]
+    assert same(items(tmp_path / "o.jsonl"), [Group("Q:", ("a", "b"), rewards=(1, 0))] * 2)
+
+
+characters = st.characters(blacklist_categories=("Cs",), blacklist_characters="\x00")
+texts = st.text(characters, min_size=1, max_size=8).filter(str.strip)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+groups = st.builds(
+    lambda prompt, replies: Group(prompt, tuple(replies), rewards=tuple(replies.values())),
+    texts,
+    st.dictionaries(texts, numbers, min_size=2, max_size=4),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(groups, min_size=1, max_size=3), st.sampled_from([".jsonl", ".jsonl.gz", ".parquet"]))
+def test_any_group_there_and_back(tmp_path_factory, found, ending):
+    out = tmp_path_factory.mktemp("any") / f"o{ending}"
+    write_rows(to_rows(found, "kway", Account()), out)
+    assert same(items(out), found)
 
 
 def test_parquet_holds_the_rows(write, tmp_path):
@@ -330,12 +388,22 @@ def test_force_overwrites_even_the_source(write):
     assert json.loads(path.read_text()) == {"prompt": "P", "completions": ["a", "b"], "rewards": [1.0, 0.0]}
 
 
-def test_real_files_there_and_back(shared_data, tmp_path):
-    for name, kind in (("hh_harmless_test", "pairs"), ("alpaca_eval_k8", "kway")):
-        source = shared_data / f"{name}.jsonl.gz"
-        aside = SetAside()
-        groups = list(read_items(Source(str(source)), aside))
-        out = tmp_path / f"{name}.jsonl"
-        found = convert_file(Source(str(source)), out, kind)
-        assert found.account.aside.reasons == aside.reasons
-        assert same(items(out), groups)
+@pytest.mark.parametrize(
+    ("name", "adapter", "kind"),
+    [
+        ("hh_harmless_train", None, "pairs"),
+        ("hh_harmless_test", "hh_chat", "trl-preference"),
+        ("hh_harmless_test", "hh", "trl-preference-implicit"),
+        ("alpaca_eval_k8", "alpaca_eval", "kway"),
+        ("alpaca_eval_k8", None, "ratings"),
+        ("rt_polarity_test", "rt_polarity", "text"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".parquet"])
+def test_real_files_there_and_back(shared_data, tmp_path, name, adapter, kind, ending):
+    source, aside = Source(str(shared_data / f"{name}.jsonl.gz"), adapter), SetAside()
+    read = list(read_items(source, aside))
+    found = convert_file(source, tmp_path / f"o{ending}", kind)
+    assert found.account.aside.reasons == aside.reasons
+    assert found.rows == len(read) + aside.rows
+    assert same(items(tmp_path / f"o{ending}"), read)
