@@ -166,7 +166,7 @@ def test_a_group_that_the_kind_cannot_hold_is_set_aside(group, kind, reason):
         (FOUR, "trl-unpaired", {"completions that are in no pair": 2, "rewards": 2}),
         (FOUR, "text", {"completions": 3, "rewards": 4}),
         (FOUR, "prompts", {"completions": 4}),
-        (Group("Q:", ("a", "b"), rewards=(1, 0)), "rankings", {"rewards (ranks keep their order)": 2}),
+        (Group("Q:", ("a", "b"), rewards=(1, 0)), "rankings", {"rewards, of which ranks keep the order": 2}),
         (
             Group("Q:", ("a", "b"), winner=0, prompt_ids=(1,), completion_ids=((2,), (3,))),
             "pairs",
@@ -292,7 +292,7 @@ def test_the_groups_of_a_run(tmp_path):
     group = Group("Q:", ("a", "b"), rewards=(1, 0), prompt_ids=(1,), completion_ids=((2,), (3,)))
     write_table([group, group], tmp_path / "groups.parquet")
     found = convert_file(Source(str(tmp_path / "groups.parquet")), tmp_path / "o.jsonl", "kway")
-    assert found.lines()[1:] == ["not written: 2 groups' prompt_ids", "not written: 2 groups' completion_ids"]
+    assert found.lines()[1:] == ["not written: groups' prompt_ids (2)", "not written: groups' completion_ids (2)"]
     assert same(items(tmp_path / "o.jsonl"), [Group("Q:", ("a", "b"), rewards=(1, 0))] * 2)
 
 

@@ -139,7 +139,7 @@ def _rankings(group: Group, account: Account, pairs: str) -> Iterator[Row]:
     if len(set(values)) < len(values):
         account.refuse(group, "equal rewards, which ranks cannot hold")
         return
-    account.unwritten["rewards (ranks keep their order)"] += len(group.rewards or ())
+    account.unwritten["rewards, of which ranks keep the order"] += len(group.rewards or ())
     order = sorted(values, reverse=True)
     ranks = [order.index(value) + 1 for value in values]
     yield {"prompt": _written(group.prompt), "completions": _replies(group), "ranks": ranks}

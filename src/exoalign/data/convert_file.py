@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from exoalign.data.convert import Account, Item, check_kind, to_rows
-from exoalign.data.formats import kind_of, read_prompts, read_texts, stream_groups
+from exoalign.data.formats import PromptRow, TextRow, kind_of, read_prompts, read_texts, stream_groups
 from exoalign.data.set_aside import SetAside
 from exoalign.data.sources import Source, rows
 from exoalign.data.write import check_target, write_rows
 from exoalign.errors import DataError
+from exoalign.groups import Group
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Converted:
         out: the file that was written.
         kind: what its rows are.
         rows: how many rows were read.
-        items: how many groups, prompts or texts they made.
+        items: how many usable groups, prompts or texts they made.
+        noun: which of the three.
         written: how many rows were written.
         account: what was left out, with reasons.
     """
@@ -33,6 +35,7 @@ class Converted:
     kind: str
     rows: int
     items: int
+    noun: str
     written: int
     account: Account
 
@@ -43,7 +46,7 @@ class Converted:
             "out": str(self.out),
             "kind": self.kind,
             "rows_read": self.rows,
-            "items": self.items,
+            self.noun: self.items,
             "rows_written": self.written,
             "set_aside": {reason: {"rows": len(rows), "first": rows[:3]} for reason, rows in reasons},
             "not_written": {what: n for what, n in self.account.unwritten.items() if n},
@@ -52,10 +55,13 @@ class Converted:
     def lines(self) -> list[str]:
         """For people: a sentence for each fact."""
         return [
-            f"{self.out}: {self.written} rows of {self.kind}, from {self.rows} rows ({self.items} usable prompts)",
+            f"{self.out} ({self.kind}): rows read {self.rows}, {self.noun} {self.items}, rows written {self.written}",
             *self.account.aside.lines(),
-            *(f"not written: {n} {what}" for what, n in self.account.unwritten.items() if n),
+            *(f"not written: {what} ({n})" for what, n in self.account.unwritten.items() if n),
         ]
+
+
+_NOUNS = {Group: "groups", PromptRow: "prompts", TextRow: "texts"}
 
 
 def convert_file(
@@ -84,18 +90,19 @@ def convert_file(
     check_kind(kind)
     check_target(out, force=force)
     account = Account()
-    items = 0
+    items, noun = 0, ""
 
     def counted() -> Iterator[Item]:
-        nonlocal items
+        nonlocal items, noun
         for items, item in enumerate(islice(read_items(source, account.aside), limit), 1):  # noqa: B007 - the count
+            noun = _NOUNS[type(item)]
             yield item
 
     try:
         written = write_rows(to_rows(counted(), kind, account, pairs=pairs), out)
     except DataError as error:
         raise DataError("\n".join([str(error), *account.aside.lines()])) from error
-    return Converted(out, kind, account.aside.read or items, items, written, account)
+    return Converted(out, kind, account.aside.read or items, items, noun, written, account)
 
 
 def read_items(source: Source, aside: SetAside) -> Iterator[Item]:
