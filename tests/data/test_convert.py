@@ -328,7 +328,9 @@ def test_gzip_gives_the_same_bytes_again(write, tmp_path):
     path = write({"prompt": "P", "chosen": "a", "rejected": "b"})
     for name in ("one.jsonl.gz", "two.jsonl.gz"):
         convert_file(Source(str(path)), tmp_path / name, "pairs")
-    assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two.jsonl.gz").read_bytes()
+    packed = (tmp_path / "one.jsonl.gz").read_bytes()
+    assert packed == (tmp_path / "two.jsonl.gz").read_bytes()
+    assert packed[3:8] == bytes(5)  # no name, no time
     row = {"prompt": "P", "chosen": "a", "rejected": "b"}
     assert json.loads(gzip.decompress((tmp_path / "one.jsonl.gz").read_bytes())) == row
 

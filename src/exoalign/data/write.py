@@ -85,7 +85,7 @@ def _gzipped(rows: Iterator[Row], temporary: Path, path: Path) -> None:
 
 def _csv(rows: Iterator[Row], temporary: Path, path: Path) -> None:
     with temporary.open("w", encoding="utf-8", newline="") as file:
-        # text is always quoted: a newline, a quote or a leading space in it comes back as it was
+        # text is quoted and numbers are not: readers that ask can tell "1" from 1
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         for number, row in _same_columns(rows, path):
             nested = [name for name, value in row.items() if isinstance(value, list)]
