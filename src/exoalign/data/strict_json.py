@@ -51,7 +51,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                yield where, _as_row(_parse_line(line, where), where)
+                yield where, _as_row(_parse_line(line.rstrip(b"\r\n"), where), where)
             except DataError as error:
                 yield where, error
 
