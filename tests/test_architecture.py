@@ -30,16 +30,7 @@ LEVELS = [
     ["tables", "cli_data", "cli"],
 ]
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py
-TORCH_FREE = [
-    "",
-    "config",
-    "recipe",
-    "groups",
-    "estimators",
-    "report",
-    "cli_data",
-    "cli",
-]  # "": `import exoalign` itself
+TORCH_FREE = ["", "config", "recipe", "groups", "estimators", "report", "cli"]  # "": `import exoalign` itself
 HEAVY = ["torch", "transformers", "accelerate", "peft", "safetensors.torch"]  # all of these import torch
 FORBIDDEN_NAMES = ["utils", "helpers", "misc"]
 MOST_LINES = 300
