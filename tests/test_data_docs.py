@@ -81,8 +81,9 @@ def workplace(tmp_path, monkeypatch):
         {"chosen": f"\n\nHuman: {i}\n\nAssistant: Yes.", "rejected": f"\n\nHuman: {i}\n\nAssistant: No."}
         for i in range(2)
     ]
-    with gzip.open(tmp_path / "hh.jsonl.gz", "wt") as file:
-        file.write("\n".join(map(json.dumps, transcripts)))
+    for name in ("hh.jsonl.gz", "hh-test.jsonl.gz"):
+        with gzip.open(tmp_path / name, "wt") as file:
+            file.write("\n".join(map(json.dumps, transcripts)))
     kway = {"prompt": "Name a fruit:", "completions": [" pear", " car", " leek"], "rewards": [1, -0.5, 0.25]}
     (tmp_path / "kway.jsonl").write_text(json.dumps(kway))
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "P", "chosen": " a", "rejected": " b"}')
