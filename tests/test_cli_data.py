@@ -73,6 +73,10 @@ def test_the_same_as_json(command):
         (["rows.jsonl", "o.jsonl", "--to", "kway", "--split", "train"], "is a file, which has no `split`"),
         (["rows.jsonl", "rows.jsonl", "--to", "kway"], "rows.jsonl: exists already"),
         (["rows.jsonl", "o.jsonl", "--to", "pairs", "--pairs", "best"], "`best` is neither best_worst nor all"),
+        (
+            ["rows.jsonl", "o.jsonl", "--to", "trl-unpaired", "--pairs", "all"],
+            "trl-unpaired has none; expected one of pairs, trl-preference, trl-preference-implicit",
+        ),
         (["rows.jsonl", "o.jsonl", "--to", "pairs", "--limit", "0"], "'--limit'"),
         (["rows.jsonl", "o.jsonl"], "Missing option '--to'"),
     ],

@@ -338,7 +338,9 @@ def test_gzip_gives_the_same_bytes_again(write, tmp_path):
 def test_the_limit_counts_groups(write, tmp_path):
     path = write(*[{"prompt": f"P{i}", "chosen": "a", "rejected": "b"} for i in range(5)])
     found = convert_file(Source(str(path)), tmp_path / "o.jsonl", "ratings", limit=2)
-    assert (found.items, found.written) == (2, 4)
+    assert (found.rows, found.items, found.written) == (2, 2, 4)
+    path = write({"text": "a"}, {"text": "b"}, {"text": "c"})
+    assert convert_file(Source(str(path)), tmp_path / "texts.jsonl", "text", limit=2).written == 2
 
 
 PAIR_ROW = {"prompt": "P", "chosen": "a", "rejected": "b"}

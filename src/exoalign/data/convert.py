@@ -31,8 +31,6 @@ from exoalign.errors import DataError
 from exoalign.groups import Completion, Group, Message, Prompt
 
 Row = dict[str, Any]
-
-
 Item = Group | PromptRow | TextRow
 
 
@@ -54,16 +52,19 @@ class Account:
             self.aside.add(reason, where)
 
 
-def check_kind(kind: str) -> None:
-    """Refuse a kind that there is not.
+def check_kind(kind: str, pairs: str = "best_worst") -> None:
+    """Refuse a kind that there is not, and all pairs of a kind that has none.
 
     Raises:
-        DataError: with the nearest one and the list.
+        DataError: with the nearest one and the list, or the kinds that have pairs.
     """
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, 1)
         hint = f"; did you mean `{near[0]}`?" if near else "."
         raise DataError(f"no kind `{kind}`{hint} There are: {', '.join(KINDS)}")
+    if pairs == "all" and KINDS[kind] not in _ALL_PAIRS:
+        names = ", ".join(name for name, rows in KINDS.items() if rows in _ALL_PAIRS)
+        raise DataError(f"all pairs were asked for, and {kind} has none; expected one of {names}")
 
 
 def to_rows(items: Iterable[Item], kind: str, account: Account, *, pairs: str = "best_worst") -> Iterator[Row]:
@@ -78,7 +79,7 @@ def to_rows(items: Iterable[Item], kind: str, account: Account, *, pairs: str = 
     Raises:
         DataError: for an unknown kind, and for prompts or texts where the kind needs completions.
     """
-    check_kind(kind)
+    check_kind(kind, pairs)
     for item in items:
         if isinstance(item, Group):
             _count_internal(item, account)
@@ -179,6 +180,7 @@ KINDS: dict[str, Callable[[Group, Account, str], Iterator[Row]]] = {
     "trl-prompt-only": _prompts,
     "trl-language-modeling": _text,
 }
+_ALL_PAIRS = (_pairs, _trl_pairs, _implicit_pairs)
 PAIRS = ("best_worst", "all")
 
 

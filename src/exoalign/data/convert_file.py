@@ -87,31 +87,32 @@ def convert_file(
         DataError: for a row that is malformed or cannot become that kind, for an `out` that cannot be written, and where no
             row is left to write. `out` is then what it was before.
     """
-    check_kind(kind)
+    check_kind(kind, pairs)
     check_target(out, force=force)
     account = Account()
-    items, noun = 0, ""
+    items, noun, all_read = 0, "", False
 
     def counted() -> Iterator[Item]:
-        nonlocal items, noun
-        for items, item in enumerate(islice(read_items(source, account.aside), limit), 1):  # noqa: B007 - the count
+        nonlocal items, noun, all_read
+        for items, item in enumerate(read_items(source, account.aside, limit=limit), 1):  # noqa: B007 - the count
             noun = _NOUNS[type(item)]
             yield item
+        all_read = True
 
     try:
         written = write_rows(to_rows(counted(), kind, account, pairs=pairs), out)
-    except DataError as error:
-        raise DataError("\n".join([str(error), *account.aside.lines()])) from error
+    except DataError as error:  # where nothing is left to write, the reasons say why
+        raise DataError("\n".join([str(error), *(account.aside.lines() if all_read else [])])) from error
     return Converted(out, kind, account.aside.read or items, items, noun, written, account)
 
 
-def read_items(source: Source, aside: SetAside) -> Iterator[Item]:
-    """Stream what a source holds: prompts, texts or groups, as its first row says."""
+def read_items(source: Source, aside: SetAside, *, limit: int | None = None) -> Iterator[Item]:
+    """Read what a source holds, the first `limit` of it: prompts, texts or (streamed) groups, as its first row says."""
     where, row = next(rows(source))
     kind = kind_of(row, where)
     if kind == "prompts":
-        yield from read_prompts(source)
+        yield from read_prompts(source, limit=limit)
     elif kind == "text":
-        yield from read_texts(source)
+        yield from read_texts(source, limit=limit)
     else:
-        yield from stream_groups(source, aside)
+        yield from islice(stream_groups(source, aside), limit)
