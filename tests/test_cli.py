@@ -215,7 +215,10 @@ BAD = {
         "run prompts.yaml prompts.train=no_prompt.jsonl",
         "no_prompt.jsonl:2: no `prompt`; found columns text",
     ),
-    "no prompt in a pair": (f"{ALIGN} no_prompt_pair.jsonl", "no_prompt_pair.jsonl:2: no `prompt`, and `chosen` and"),
+    "no prompt in a pair": (
+        f"{ALIGN} no_prompt_pair.jsonl",
+        "no_prompt_pair.jsonl:2: no `prompt`; found columns chosen",
+    ),
     "bad held-out data": (f"{ALIGN} pairs.jsonl --eval-data broken.jsonl", "broken.jsonl:2: not JSON at column "),
     "long pair": (
         f"{ALIGN} long.jsonl",

@@ -251,8 +251,6 @@ def test_the_limit_counts_groups_of_ratings(write):
             "chosen and rejected do not share everything before their last reply",
         ),
         ({"prompt": [SKY], "chosen": [BLUE, SKY], "rejected": [BLUE]}, "a reply does not end with the assistant"),
-        ({"prompt": "p", "completions": ["a"], "rewards": [1]}, "a prompt with a single completion"),
-        ({"prompt": "p", "completions": ["a"], "ranks": [1]}, "a prompt with a single completion"),
         ({"prompt": "p", "completions": ["a", "a"], "rewards": [1, 2]}, "all completions are the same text"),
         ({"prompt": "p", "completions": ["a", "", "b"], "rewards": [1, 2, 3]}, "a reply is empty"),
     ],
@@ -310,6 +308,20 @@ def test_the_limit_of_texts(write):
 
 
 # Kinds
+
+
+def test_text_and_conversations_may_stand_in_one_file(write):
+    path = write({"prompt": "a"}, {"prompt": [SKY]})
+    assert [row.prompt for row in read_prompts(path)] == ["a", messages(SKY)]
+    path = write(
+        {"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": [SKY], "chosen": [BLUE], "rejected": [GREEN]}
+    )
+    assert [group.completions for group in read_groups(path)[0]] == [("a", "b"), ("It is blue.", "It is green.")]
+
+
+def test_columns_that_are_not_read_may_come_and_go(write):
+    path = write({"text": "a", "prompt": "x", "id": 1}, {"text": "b"}, {"text": "c", "prompt": None})
+    assert [row.text for row in read_texts(path)] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
