@@ -30,9 +30,11 @@ from exoalign.groups import Group, Message, Prompt
 
 @dataclass
 class SetAside:
-    """Rows that are well-formed but cannot be used: how many for each reason, and where the first ones stand."""
+    """Rows that are well-formed but cannot be used, by reason; rows that are malformed, where the reader tolerates them."""
 
     reasons: dict[str, list[str]] = field(default_factory=dict)
+    read: int = 0
+    errors: list[str] = field(default_factory=list)
 
     def add(self, reason: str, where: str) -> None:
         """Count one row."""
@@ -52,6 +54,13 @@ class PromptRow(NamedTuple):
     """A prompt and the row that it stands in."""
 
     prompt: Prompt
+    source: str
+
+
+class TextRow(NamedTuple):
+    """A text for SFT, or a conversation, and the row that it stands in."""
+
+    text: str | tuple[Message, ...]
     source: str
 
 
