@@ -19,7 +19,9 @@ from exoalign.data.doctor.findings import Finding, Tally, counted
 SHINGLE, NUMBERS, BANDS = 8, 64, 16
 SIMILAR = 0.8
 """Prompts count as near-duplicates from this share of equal numbers on."""
-_AT_ONCE = 1 << 14
+MANY = 0.1
+"""More than this share of near-duplicates is a warning, less a note."""
+_AT_ONCE = 1 << 14  # shingles hashed at a time, so that a long text needs no more memory than a short one
 _GENERATOR = np.random.default_rng(0)
 _MASKS = _GENERATOR.integers(0, 1 << 32, size=(NUMBERS, 1), dtype=np.uint32)
 _FACTORS = _GENERATOR.integers(0, 1 << 31, size=(NUMBERS, 1), dtype=np.uint32) * np.uint32(2) + np.uint32(1)
@@ -105,7 +107,7 @@ class Duplicates:
             f"{tally.count} of {counted(self.different, self.noun)} nearly as an earlier one, by an estimated similarity of"
             f" {SIMILAR} or more",
             "look whether they are one template or copies; keep copies on one side of a split",
-            "note",
+            "warning" if tally.count > MANY * self.different else "note",
         )
 
     def _leaks(self, test: Duplicates) -> list[Finding]:

@@ -101,9 +101,12 @@ def summary(values: NDArray[Any]) -> dict[str, float] | None:
 
 
 def histogram(values: ArrayLike, *, whole: bool = False) -> dict[str, list[float]]:
-    """Counts in equal bins (of a whole width where `whole`); the last holds all above the 99.5th percentile."""
+    """Counts in equal bins (of a whole width where `whole`), the last holding all above the 99.5th percentile.
+
+    Without values, or with a range beyond the largest number, both lists are empty.
+    """
     numbers = np.asarray(values, dtype=np.float64)
-    if not numbers.size:
+    if not numbers.size or not np.isfinite(float(numbers.max()) - float(numbers.min())):
         return {"edges": [], "counts": []}
     low, high, top = (float(x) for x in np.percentile(numbers, [0, 99.5, 100]))
     width = (high - low) / BINS or (top - low) / BINS or 1.0

@@ -123,7 +123,7 @@ class Rewards:
         spread = spreads(self.by_k().values())
         spread = spread[spread > 0]
         low, high = np.percentile(spread, [5, 95]) if spread.size else (1.0, 1.0)
-        if high <= UNEVEN * low:
+        if high / UNEVEN <= low:
             return []
         text = f"the spread of rewards within groups differs widely: 90% lie between {low:.3g} and {high:.3g}"
         remedy = "no one beta_r suits them all: take log-odds of probabilities, or scale the rewards of each group"
@@ -143,8 +143,10 @@ def _length_finding(found: Interval, groups: int, *, pairs: bool) -> list[Findin
 
 
 def spreads(matrices: Iterable[Matrix]) -> Matrix:
-    """Largest minus smallest reward of every group: [G]."""
-    return np.concatenate([np.zeros(0), *[np.ptp(matrix, axis=1) for matrix in matrices]])
+    """Largest minus smallest reward of every group, finite even where that overflows: [G]."""
+    with np.errstate(over="ignore"):
+        found = np.concatenate([np.zeros(0), *[np.ptp(matrix, axis=1) for matrix in matrices]])
+    return np.minimum(found, np.finfo(np.float64).max)
 
 
 def rank_correlation(a: Matrix, b: Matrix) -> Matrix:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from exoalign.data.doctor.findings import Finding
-from exoalign.data.doctor.rewards import Matrix
+from exoalign.data.doctor.rewards import Matrix, spreads
 from exoalign.estimators import effective_sample_size, entropy
 from exoalign.groups import Group
 
@@ -76,15 +76,17 @@ def epsilon_table() -> dict[str, Any]:
 def suggest_beta_r(spread: Mapping[int, Matrix]) -> float | None:
     """The beta_r at which the median over groups of (ESS - 1) / (K - 1) is 1/2: half way between one-hot and flat.
 
-    The share grows with beta_r in every group, so it is found by bisection. None where it is above 1/2 at every beta_r, which
-    happens when many groups have several best completions.
+    The share grows with beta_r in every group, so it is found by bisection. None where it is above 1/2 at every beta_r, as when
+    many groups have several best completions, and for rewards near the largest or smallest numbers.
 
     Args:
         spread: K -> [n, K], rewards that differ within each group.
     """
-    scale = float(np.median(np.concatenate([np.ptp(matrix, axis=1) for matrix in spread.values()])))
+    scale = float(np.median(spreads(spread.values())))
+    if not 1e-290 < scale < 1e290:  # the search goes a factor of a million to either side
+        return None
     low, high = np.log(scale) - 14, np.log(scale) + 14
-    if not np.isfinite(low) or _median_share(spread, float(np.exp(low))) > 0.5:
+    if _median_share(spread, float(np.exp(low))) > 0.5:
         return None
     for _ in range(24):
         middle = (low + high) / 2
@@ -103,7 +105,7 @@ def ess_of(rewards: Mapping[int, Matrix], beta_r: float) -> Matrix:
 
 def with_spread(rewards: Mapping[int, Matrix]) -> dict[int, Matrix]:
     """The groups whose rewards differ, by K."""
-    kept = {k: matrix[np.ptp(matrix, axis=1) > 0] for k, matrix in rewards.items() if k > 1}
+    kept = {k: matrix[matrix.max(axis=1) > matrix.min(axis=1)] for k, matrix in rewards.items() if k > 1}
     return {k: matrix for k, matrix in kept.items() if len(matrix)}
 
 
@@ -161,7 +163,9 @@ def reward_findings(rewards: Mapping[int, Matrix], *, beta_pi: float, beta_r: fl
                 f"lower align.beta_r (now {beta_r:g})",
             )
         )
-    movement = float(np.concatenate([matrix.std(axis=1) for matrix in spread.values()]).mean()) / (beta_pi * beta_r)
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = float(np.concatenate([matrix.std(axis=1) for matrix in spread.values()]).mean())
+    movement = deviation / (beta_pi * beta_r)
     if movement < STILL:
         findings.append(
             Finding(
