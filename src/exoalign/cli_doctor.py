@@ -50,7 +50,8 @@ def doctor(
 
     from exoalign.data.doctor.examine import examine
     from exoalign.data.doctor.reading import open_records
-    from exoalign.data.formats import SetAside
+    from exoalign.data.set_aside import SetAside
+    from exoalign.data.sources import Source
 
     tokenizer = None
     if model is not None:
@@ -59,15 +60,14 @@ def doctor(
         quiet_libraries()
         tokenizer = load_tokenizer(model)
     aside = SetAside()
-    place = {"adapter": adapter, "split": split, "subset": subset, "revision": revision}
-    kind, records = open_records(data, aside, **place)
+    kind, records = open_records(Source(data, adapter, split, subset, revision), aside)
     examination = examine(
         islice(records, limit),
         aside,
         source=data,
         kind=kind,
         tokenizer=tokenizer,
-        test=None if test is None else open_records(test, None, adapter=adapter)[1],
+        test=None if test is None else open_records(Source(test, adapter), SetAside(), tolerate=False)[1],
         max_prompt_tokens=max_prompt_tokens,
         max_completion_tokens=max_completion_tokens,
         beta_pi=0.5 if beta_pi is None else beta_pi,

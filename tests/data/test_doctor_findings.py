@@ -6,7 +6,10 @@ import pytest
 
 from exoalign.data.doctor.examine import examine, examine_fast
 from exoalign.data.doctor.reading import open_records
-from exoalign.data.formats import PromptRow, SetAside, TextRow
+from exoalign.data.formats import PromptRow, TextRow
+from exoalign.data.set_aside import SetAside
+from exoalign.data.sources import Source
+from exoalign.errors import DataError
 from exoalign.groups import Group, Message
 
 LONG = " ".join(f"{word} number {i} stands here" for i, word in enumerate(["apple", "pear", "plum", "quince"] * 8))
@@ -16,6 +19,11 @@ CLEAN = [
     {"prompt": "What is red?", "chosen": "A poppy", "rejected": "The sea"},
     {"prompt": "Who sings at night?", "chosen": "An owl", "rejected": "A rock"},
     {"prompt": "Where do fish live?", "chosen": "In water", "rejected": "On roofs"},
+]
+CLEAN_KWAY = [
+    {"prompt": "What is red?", "completions": ["poppy", "ocean"], "rewards": [1, 0]},
+    {"prompt": "Who sings at night?", "completions": ["owls", "bats", "fish"], "rewards": [2, 1, 0]},
+    {"prompt": "Where do fish live?", "completions": ["water", "roofs"], "rewards": [0.5, 1]},
 ]
 SCORED = {"prompt": "Name a colour.", "completions": ["red", "ten", "sky"], "rewards": [1, 0, 0.5]}
 PAIR = {"prompt": "Name a tree.", "chosen": "Oak", "rejected": "Cat"}
@@ -35,8 +43,8 @@ def write(tmp_path):
 
 def examined(path, **more):
     aside = SetAside()
-    _, records = open_records(path, aside)
-    return examine(records, aside, source=path, **more)
+    kind, records = open_records(Source(path), aside)
+    return examine(records, aside, source=path, kind=kind, **more)
 
 
 def found(examination):
@@ -48,11 +56,12 @@ def places(examination, kind):
 
 
 def test_a_clean_file_has_no_finding(write):
-    examination = examined(write(*CLEAN, PAIR, SCORED))
-    assert examination.findings == ()
-    assert not examination.has_errors
-    assert examination.rows == {"read": 5, "used": 5, "set_aside": 0, "malformed": 0}
-    assert (examination.groups, examination.prompts, examination.k) == (5, 5, {2: 4, 3: 1})
+    for kind, rows, k in (("pairs", CLEAN, {2: 3}), ("kway", CLEAN_KWAY, {2: 2, 3: 1})):
+        examination = examined(write(*rows))
+        assert examination.findings == ()
+        assert not examination.has_errors
+        assert examination.rows == {"read": 3, "used": 3, "set_aside": 0, "malformed": 0}
+        assert (examination.kind, examination.groups, examination.prompts, examination.k) == (kind, 3, 3, k)
 
 
 SAME = {"prompt": "Name a pet.", "completions": ["cat", "cat", "dog"]}
@@ -100,7 +109,7 @@ FAULTS = {
     ),
     "uneven spread": (
         {"uneven_spread": ("note", None)},
-        [{**SCORED, "prompt": c * 9, "rewards": [1 if c < "k" else 1e-6, 0, 0]} for c in "abcdefghijklmnopqrst"],
+        [{**SCORED, "prompt": c * 9, "rewards": [1 if c < "m" else 1e-6, 0, 0]} for c in "abcdefghijklmnopqrstuvwxyz"],
         [],
     ),
 }
@@ -109,7 +118,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found_where_it_is_and_nothing_else(fault, write):
     expected, rows, where = FAULTS[fault]
-    examination = examined(write(*CLEAN, *rows))
+    clean = CLEAN_KWAY if "completions" in str(rows[0]) else CLEAN
+    examination = examined(write(*clean, *rows))
     assert found(examination) == expected
     if where is not None:
         assert places(examination, next(iter(expected))) == where
@@ -127,14 +137,15 @@ def test_malformed_rows_are_named_with_file_line_and_reason_and_the_rest_is_read
 
 
 def test_a_completion_with_unlike_rewards(write):
-    examination = examined(write(*CLEAN, {**SAME, "rewards": [1, 0, 0.5]}))
+    examination = examined(write(*CLEAN_KWAY, {**SAME, "rewards": [1, 0, 0.5]}))
     assert found(examination) == {"unlike_rewards": ("warning", 1), "repeated_completions": ("note", 1)}
 
 
 def test_a_file_of_which_nothing_can_be_used(write):
     examination = examined(write({**PAIR, "rejected": ""}))
     assert found(examination) == {"no_groups": ("error", None), "empty_completions": ("warning", 1)}
-    assert found(examined(write())) == {"no_groups": ("error", None)}
+    with pytest.raises(DataError, match="no rows"):
+        examined(write())
 
 
 def test_faults_that_only_groups_made_elsewhere_can_have():

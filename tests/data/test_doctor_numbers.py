@@ -11,7 +11,7 @@ from exoalign.data.doctor.examine import examine
 from exoalign.data.doctor.lengths import Lengths, histogram
 from exoalign.data.doctor.rewards import rank_correlation
 from exoalign.data.doctor.targets import beta_r_table, epsilon_table, ess_of, suggest_beta_r
-from exoalign.data.formats import SetAside
+from exoalign.data.set_aside import SetAside
 from exoalign.groups import Group
 
 

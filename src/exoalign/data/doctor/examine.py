@@ -11,7 +11,7 @@ from exoalign.data.doctor.lengths import histogram, truncation_findings
 from exoalign.data.doctor.parts import Parts
 from exoalign.data.doctor.records import Record, parts_of, tokenized
 from exoalign.data.doctor.targets import beta_r_table, epsilon_table, ess_of, reward_findings
-from exoalign.data.formats import SetAside
+from exoalign.data.set_aside import SetAside
 from exoalign.errors import DataError
 from exoalign.groups import Group, completion_text, prompt_text
 
@@ -74,7 +74,7 @@ def examine(
     correlation = parts.rewards.length_correlation()
     findings += parts.rewards.findings(correlation)
     chosen: float | None = beta_r or (table["suggested"] if table else None)
-    malformed, set_aside = len(aside.errors), sum(map(len, aside.reasons.values()))
+    malformed, set_aside = len(aside.errors), aside.rows
     read = aside.read or parts.groups + set_aside + malformed
     lengths = parts.words if parts.tokens is None else parts.tokens
     prompt_lengths, completion_lengths, _ = lengths.arrays()

@@ -1,51 +1,67 @@
-"""The one place where the doctor opens data: malformed rows are recorded, not raised."""
+"""Data of every kind as records, one at a time: groups, prompts or texts, whichever its first usable row is."""
 
 from __future__ import annotations
 
-import gzip
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
+from exoalign.data.conversations import prompt_of
 from exoalign.data.doctor.records import Record
-from exoalign.data.formats import PromptRow, SetAside, TextRow, _group, _prompt, _row, _table
+from exoalign.data.formats import PromptRow, TextRow, stream_groups, text_of
+from exoalign.data.set_aside import SetAside
+from exoalign.data.shapes import OneKind, kind_of
+from exoalign.data.sources import Source, attempts
+from exoalign.data.table import is_group_table
 from exoalign.errors import DataError
 
 
-def open_records(path: str, aside: SetAside | None, **place: str | None) -> tuple[str | None, Iterator[Record]]:
-    """STAND-IN until data/sources.py is there."""
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: no such file")
-    return None, _stream(path, aside)
+def open_records(source: Source, aside: SetAside, *, tolerate: bool = True) -> tuple[str | None, Iterator[Record]]:
+    """The kind of the data (None if no row tells it) and its records.
+
+    Args:
+        source: a file, a folder or a hub id.
+        aside: counts the rows read, those set aside, and with `tolerate` those in error, as in `stream_groups`.
+        tolerate: record malformed rows in `aside` and go on, in place of raising at the first.
+
+    Raises:
+        DataError: for a source without rows or one that cannot be read, and without `tolerate` for a malformed row.
+    """
+    kind = _kind(source)
+    if kind in ("prompts", "text"):
+        return kind, _without_completions(source, kind, aside, tolerate)
+    return kind, stream_groups(source, aside, tolerate=tolerate)
 
 
-def _stream(path: str, aside: SetAside | None) -> Iterator[Record]:
-    tolerate, aside = aside is not None, aside or SetAside()
-    if path.endswith(".parquet"):
-        from pathlib import Path
-
-        for group in _table(Path(path)):
-            aside.read += 1
-            yield group
-        return
-    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            aside.read += 1
-            where = f"{path}:{number}"
+def _kind(source: Source) -> str | None:
+    if source.adapter is None and is_group_table(Path(source.path)):
+        return None
+    for where, row in attempts(source):
+        if not isinstance(row, DataError):
             try:
-                row = _row(line, where)
-                record: Record | None
-                if "text" in row:
-                    record = TextRow(str(row["text"]), where)
-                elif set(row) == {"prompt"}:
-                    record = PromptRow(_prompt(row, where), where)
-                else:
-                    record = _group(row, where, aside)
-            except DataError as error:
-                if not tolerate:
-                    raise
-                aside.errors.append(str(error))
+                return kind_of(row, where)
+            except DataError:
                 continue
-            if record is not None:
-                yield record
+    return None
+
+
+def _without_completions(source: Source, kind: str, aside: SetAside, tolerate: bool) -> Iterator[Record]:
+    one_kind = OneKind()
+    for where, row in attempts(source):
+        aside.read += 1
+        try:
+            if isinstance(row, DataError):
+                raise row
+            if source.adapter is None:  # an adapter's rows may differ
+                one_kind.check(row, where)
+            record: Record
+            if kind == "text":
+                record = TextRow(text_of(row, where), where)
+            else:
+                record = PromptRow(prompt_of(row["prompt"], where), where)
+        except DataError as error:
+            if not tolerate:
+                raise
+            aside.errors.append(str(error))
+            one_kind.forget(where)
+            continue
+        yield record
