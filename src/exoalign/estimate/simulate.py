@@ -35,7 +35,7 @@ FRAGMENTS = 0.45
 
 @dataclass(frozen=True)
 class PassShape:
-    """What goes through the model at once: a prompt and as many completions as fit, in tokens; of each `counted` count (or all)."""
+    """What goes through the model at once: a prompt and some completions, in tokens; of each, `counted` count, all when None."""
 
     prompt: int
     completions: int
