@@ -35,7 +35,7 @@ FRAGMENTS = 0.45
 
 @dataclass(frozen=True)
 class PassShape:
-    """What goes through the model at once: a prompt and some completions, in tokens; of each, `counted` count, all when None."""
+    """What goes through the model at once: a prompt and some completions, in tokens; of each `counted` count (None: all)."""
 
     prompt: int
     completions: int
