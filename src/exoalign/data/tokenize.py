@@ -1,24 +1,28 @@
 """Token ids, made once. Content is tokenised apart from the template, so special tokens that a user typed stay text.
 
 A prompt given as text is continued as it stands (with the tokenizer's beginning-of-sequence token where it has one); a
-prompt given as messages is rendered by the chat template. A completion is its content and the token that ends a turn.
+prompt given as messages is rendered by the chat template. A completion is its content and the token that ends a turn; of a
+trajectory the template's text between its turns too, which its mask leaves out of the log-prob.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from exoalign.data.token_report import TokenReport
+from exoalign.data.turns import Piece, Turns, roles
 from exoalign.errors import DataError, ModelError
-from exoalign.groups import Group, Prompt
+from exoalign.groups import Completion, Group, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SLOT = "\ue000{}\ue001"  # private-use characters: no template and no text has them by accident
+CHUNK_GROUPS = 1024
+"""Groups whose texts go through the tokenizer in one call: enough for all cores, little enough to hold."""
 
 
 def content_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -34,52 +38,197 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         ModelError: if messages are given and the tokenizer has no usable chat template.
     """
     if isinstance(prompt, str):
-        bos = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
-        return bos + content_ids(tokenizer, prompt)
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "the prompt is a conversation, but the tokenizer has no chat template; give the prompt as text"
-        )
-    for turn in prompt:
-        if not re.fullmatch(r"\w[\w .-]*", turn.role):
-            raise DataError(
-                f"the role {turn.role[:60]!r} of a prompt is no plain name; expected user, assistant or its like"
-            )
-    turns = [{"role": turn.role, "content": _SLOT.format(i)} for i, turn in enumerate(prompt)]
-    try:
-        rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # templates are programs and raise what they like
-        raise ModelError(f"the chat template refuses the roles {[t.role for t in prompt]}: {error}") from error
-    parts = re.split("\ue000(\\d+)\ue001", rendered)
-    if parts[1::2] != [str(i) for i in range(len(prompt))]:
-        raise ModelError("the chat template drops or repeats a turn, so its content cannot be tokenised apart")
-    ids: list[int] = []
-    for i, part in enumerate(parts):
-        if i % 2:
-            ids += content_ids(tokenizer, prompt[int(part)].content)
-        elif part:
-            ids += tokenizer(part, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
-    """The token that ends a reply: after text the end-of-sequence token, in a conversation what the template puts there."""
-    eos = int(tokenizer.eos_token_id)
-    if isinstance(prompt, str):
-        return eos
-    reply = _SLOT.format("reply")
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": reply}]
-    try:
-        rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template may want other turns than these
-        return eos
-    after = tokenizer(rendered.rpartition(reply)[2], add_special_tokens=False)["input_ids"][:1]
-    return int(after[0]) if after and after[0] in tokenizer.added_tokens_decoder else eos
+        return [*_bos(tokenizer), *content_ids(tokenizer, prompt)]
+    pieces = Turns(tokenizer).prompt(prompt)
+    ids = _Ids(tokenizer, pieces)
+    return [i for piece in pieces for i in ids.of(piece)]
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
     """A short name that two tokenizers share when they give the same ids to the same tokens."""
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def tokenize(
+    groups: Sequence[Group],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int | None = None,
+    report: TokenReport | None = None,
+) -> list[Group]:
+    """Give every group its token ids; ids that are there already are kept.
+
+    Args:
+        groups: the groups.
+        tokenizer: the policy's tokenizer.
+        context: the model's context length in tokens, if it is known.
+        report: counts what was made, and checks that the prompt ids are a prefix of the whole; None checks nothing.
+
+    Raises:
+        DataError: naming the group, if it is longer than the context, a prompt cannot be used, or its ids are those of another
+            tokenizer.
+        ModelError: if the tokenizer has no end-of-sequence token, or (naming the group) no usable chat template.
+    """
+    return list(stream_tokenized(groups, tokenizer, context=context, report=report))
+
+
+def stream_tokenized(
+    groups: Iterable[Group],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int | None = None,
+    report: TokenReport | None = None,
+) -> Iterator[Group]:
+    """As `tokenize`, for groups that are read as they are needed: some thousand are held at a time."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
+    return _stream(iter(groups), _Tokenizing(tokenizer, context, report))
+
+
+def _stream(groups: Iterator[Group], tokenizing: _Tokenizing) -> Iterator[Group]:
+    while chunk := list(islice(groups, CHUNK_GROUPS)):
+        yield from tokenizing.chunk(chunk)
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The beginning-of-sequence token as a tuple, empty where the tokenizer does not begin texts with one."""
+    return tuple(i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id)
+
+
+class _Ids:
+    """The ids of many pieces, equal ones made once, in one call of the tokenizer for each kind."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -> None:
+        kinds: tuple[dict[str, tuple[int, ...]], ...] = ({"": ()}, {"": ()})
+        for piece in pieces:
+            kinds[piece.template].setdefault(piece.text, ())
+        for template, known in enumerate(kinds):
+            texts = [text for text in known if text]
+            if texts:
+                encoded: Any = tokenizer(
+                    texts,
+                    add_special_tokens=False,
+                    split_special_tokens=not template,
+                    return_attention_mask=False,
+                    return_token_type_ids=False,
+                )
+                known.update(zip(texts, map(tuple, encoded["input_ids"]), strict=True))
+        self._kinds = kinds
+
+    def of(self, piece: Piece) -> tuple[int, ...]:
+        return self._kinds[piece.template][piece.text]
+
+
+class _Tokenizing:
+    """What stays the same for all groups of a stream."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int | None, report: TokenReport | None) -> None:
+        self.tokenizer, self.context, self.report = tokenizer, context, report
+        self.name, self.size = vocabulary(tokenizer), len(tokenizer)
+        self.bos = _bos(tokenizer)
+        self._turns: Turns | None = None
+
+    @property
+    def turns(self) -> Turns:
+        if self._turns is None:  # only a conversation needs a template
+            self._turns = Turns(self.tokenizer)
+        return self._turns
+
+    def chunk(self, groups: list[Group]) -> Iterator[Group]:
+        laid_out = [self._pieces(group) for group in groups]
+        checked = [self._wholes(group) for group in groups]
+        every = [piece for prompt, completions in laid_out for part in (prompt, *completions) for piece in part]
+        ids = _Ids(self.tokenizer, [*every, *(piece for pieces in checked for piece in pieces)])
+        for group, (prompt, completions), wholes in zip(groups, laid_out, checked, strict=True):
+            done = self._with_ids(group, prompt, completions, ids)
+            if self.report is not None:
+                self.report.count(done)
+                if wholes:
+                    self.report.check_text(done, [(*self.bos, *ids.of(whole)) for whole in wholes], self.tokenizer)
+                elif _has_no_ids(group):
+                    self.report.check_turns(done, self.turns)
+            yield done
+
+    def _wholes(self, group: Group) -> list[Piece]:
+        """What the boundary of each completion is checked against: the texts of prompt and completion together."""
+        prompt = group.prompt
+        if self.report is None or not isinstance(prompt, str) or not _has_no_ids(group):
+            return []
+        return [Piece(prompt + text, False, False) for text in group.completions if isinstance(text, str)]
+
+    def _pieces(self, group: Group) -> tuple[list[Piece], list[list[Piece]]]:
+        """The prompt and the completions as far as they need ids."""
+        _check_ids(group, self.name, self.size)
+        text = group.prompt
+        prompt: list[Piece] = []
+        completions: list[list[Piece]] = []
+        try:
+            if group.prompt_ids is None:
+                prompt = [Piece(text, False, False)] if isinstance(text, str) else self.turns.prompt(text)
+            if group.completion_ids is None:
+                completions = [self._reply(text, completion) for completion in group.completions]
+        except (DataError, ModelError) as error:
+            raise type(error)(f"{group.where}: {error}") from error
+        return prompt, completions
+
+    def _reply(self, prompt: Prompt, completion: Completion) -> list[Piece]:
+        if not isinstance(prompt, str):
+            return self.turns.completion(prompt, completion)
+        assert isinstance(completion, str)  # a Group has no trajectory after text
+        return [Piece(completion, False, True)]
+
+    def _with_ids(self, group: Group, prompt: list[Piece], completions: list[list[Piece]], ids: _Ids) -> Group:
+        new: dict[str, Any] = {}
+        if group.prompt_ids is None:
+            begin = self.bos if isinstance(group.prompt, str) else ()
+            new["prompt_ids"] = (*begin, *(i for piece in prompt for i in ids.of(piece)))
+        if group.completion_ids is None:
+            ends = [self._end(group.prompt, completion) for completion in group.completions]
+            pairs = [_ids_and_mask(pieces, ids, end) for pieces, end in zip(completions, ends, strict=True)]
+            new["completion_ids"] = tuple(made for made, _ in pairs)
+            if not all(isinstance(completion, str) for completion in group.completions):
+                new["completion_masks"] = tuple(mask for _, mask in pairs)
+            new["provenance"] = {**group.provenance, "tokenizer": self.name}
+        if new:
+            group = replace(group, **new)
+        assert group.prompt_ids is not None
+        assert group.completion_ids is not None
+        longest = max(map(len, group.completion_ids))
+        if self.context is not None and len(group.prompt_ids) + longest > self.context:
+            raise DataError(
+                f"{group.where}: prompt of {len(group.prompt_ids)} and completion of {longest} tokens,"
+                f" but the model's context is {self.context}; shorten or remove the row"
+            )
+        return group
+
+    def _end(self, prompt: Prompt, completion: Completion) -> int:
+        """The token that ends a reply: after text end-of-sequence, in a conversation what the template puts there."""
+        end: int | None = self.tokenizer.eos_token_id
+        if not isinstance(prompt, str):
+            end = self.turns.end(
+                (*roles(prompt), *(("assistant",) if isinstance(completion, str) else roles(completion)))
+            )
+        assert end is not None
+        return int(end)
+
+
+def _ids_and_mask(pieces: list[Piece], ids: _Ids, end: int) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """The ids of a completion and which of them count: the assistant's, and the first `end` behind each of its turns."""
+    made: list[int] = []
+    mask: list[bool] = []
+    after_assistant = False
+    for piece in pieces:
+        new = ids.of(piece)
+        made += new
+        mask += [piece.counts] * len(new)
+        if piece.template and after_assistant and end in new:
+            mask[len(mask) - len(new) + new.index(end)] = True
+        after_assistant = piece.counts
+    return (*made, end), (*mask, True)
+
+
+def _has_no_ids(group: Group) -> bool:
+    return group.prompt_ids is None and group.completion_ids is None
 
 
 def _check_ids(group: Group, name: str, size: int) -> None:
@@ -92,46 +241,3 @@ def _check_ids(group: Group, name: str, size: int) -> None:
             + (f" (id {largest}, and this one has {size})" if largest >= size else "")
             + "; give the model that the completions were sampled from, or the text without ids"
         )
-
-
-def tokenize(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, context: int | None = None) -> list[Group]:
-    """Give every group its token ids; ids that are there already are kept.
-
-    Args:
-        groups: the groups.
-        tokenizer: the policy's tokenizer.
-        context: the model's context length in tokens, if it is known.
-
-    Raises:
-        DataError: naming the group, if it is longer than the context, a prompt cannot be used, or its ids are those of another
-            tokenizer.
-        ModelError: if the tokenizer has no end-of-sequence token, or (naming the group) no usable chat template.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
-    done, name, size = [], vocabulary(tokenizer), len(tokenizer)
-    for group in groups:
-        _check_ids(group, name, size)
-        if group.prompt_ids is None:
-            try:
-                ids = prompt_ids(tokenizer, group.prompt)
-            except (DataError, ModelError) as error:
-                raise type(error)(f"{group.where}: {error}") from error
-            group = replace(group, prompt_ids=tuple(ids))
-        if group.completion_ids is None:
-            end = end_of_turn(tokenizer, group.prompt)
-            texts = [text for text in group.completions if isinstance(text, str)]
-            if len(texts) < group.k:
-                raise DataError(f"{group.where}: a trajectory, whose turns cannot be tokenised yet")
-            replies = tuple((*content_ids(tokenizer, text), end) for text in texts)
-            group = replace(group, completion_ids=replies, provenance={**group.provenance, "tokenizer": name})
-        assert group.prompt_ids is not None
-        assert group.completion_ids is not None
-        longest = max(map(len, group.completion_ids))
-        if context is not None and len(group.prompt_ids) + longest > context:
-            raise DataError(
-                f"{group.where}: prompt of {len(group.prompt_ids)} and completion of {longest} tokens,"
-                f" but the model's context is {context}; shorten or remove the row"
-            )
-        done.append(group)
-    return done

@@ -1,0 +1,192 @@
+"""What tokenisation made, and whether the prompt's ids are a prefix of the whole.
+
+Prompt and completion are tokenised apart, since that is how they meet in sampling. Where tokenising them together gives other
+tokens at the boundary, or the chat template says another thing before a reply once it is there, the model was trained on
+other tokens than ours. Such rows are counted and some shown; they are used with our ids all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from exoalign.data.template import ChatTemplate, frame, render
+from exoalign.data.turns import Turns, roles
+from exoalign.errors import ModelError
+from exoalign.groups import Group, Message
+from exoalign.progress import plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SHOWN = 3
+_AROUND = 4  # tokens shown on each side of a boundary
+_TAG = re.compile(r"</?\w+/?>")  # `<think>` and its like, which templates look for in contents
+
+
+@dataclass
+class TokenReport:
+    """Counts of one tokenisation, filled by `tokenize` and `stream_tokenized`.
+
+    Attributes:
+        groups: groups that went through.
+        completions: completions of them.
+        prompt_tokens: tokens of all prompts, each counted once for its group.
+        completion_tokens: tokens of all completions.
+        checked: completions whose boundary with the prompt was checked; ids that were there already are not.
+        moved: completions, as text after text, whose tokens at the boundary are others when tokenised with the prompt.
+        changed: completions of conversations before which the template says another thing than at the end of the prompt.
+        examples: three of the moved and changed ones, decoded around the boundary.
+    """
+
+    groups: int = 0
+    completions: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    checked: int = 0
+    moved: int = 0
+    changed: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Sentences for the user: what was made, then what is doubtful, each with its examples."""
+        lines = [
+            f"{self.groups} groups: {self.prompt_tokens:,} prompt tokens, {self.completion_tokens:,} in"
+            f" {self.completions} completions"
+        ]
+        if self.moved:
+            lines.append(
+                f"{self.moved} of {self.checked} completions: tokenised together with the prompt, the boundary would move;"
+                " they are tokenised apart all the same, as in sampling. Let prompts not end in the middle of a word or in"
+                " a space"
+            )
+        if self.changed:
+            lines.append(
+                f"{self.changed} of {self.checked} completions: the chat template changes what stands before the reply once"
+                " it is there; the prompt as it is for sampling is used all the same"
+            )
+        return [*lines, *(f"  {example}" for example in self.examples)]
+
+    def count(self, group: Group) -> None:
+        """Count a group with its ids."""
+        self.groups += 1
+        self.completions += group.k
+        self.prompt_tokens += len(group.prompt_ids or ())
+        self.completion_tokens += sum(map(len, group.completion_ids or ()))
+
+    def check_text(self, group: Group, wholes: Sequence[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compare the ids with those of prompt and completion tokenised together, one for each completion."""
+        assert group.prompt_ids is not None
+        for ids, whole in zip(group.completion_ids or (), wholes, strict=True):
+            self.checked += 1
+            ours = (*group.prompt_ids, *ids[:-1])
+            if ours == whole:
+                continue
+            self.moved += 1
+            if len(self.examples) < _SHOWN:
+                cut = len(group.prompt_ids)
+                differs = [a != b for a, b in zip(ours, whole, strict=False)]
+                first = differs.index(True) if True in differs else min(len(ours), len(whole))
+                begin = max(0, min(first, cut) - _AROUND)
+                self.examples.append(
+                    f"{group.where}: apart {_tokens(tokenizer, ours[begin:cut])} |"
+                    f" {_tokens(tokenizer, ours[cut : cut + _AROUND])},"
+                    f" together {_tokens(tokenizer, whole[begin : cut + _AROUND])}"
+                )
+
+    def check_turns(self, group: Group, turns: Turns) -> None:
+        """Check that what the template says up to a reply is the same with and without it, for each of the assistant's."""
+        prompt = group.prompt
+        assert not isinstance(prompt, str)
+        for completion in group.completions:
+            self.checked += 1
+            reply = (Message("assistant", completion),) if isinstance(completion, str) else completion
+            fault = _changed_structure(turns.template, roles(prompt), roles(reply))
+            fault = fault or _changed_content(turns.template, prompt, reply)
+            if fault is None:
+                continue
+            self.changed += 1
+            if len(self.examples) < _SHOWN:
+                self.examples.append(f"{group.where}: {fault}")
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return " ".join(repr(plain(str(tokenizer.decode([i])))) for i in ids)
+
+
+@lru_cache(maxsize=4096)
+def _changed_structure(template: ChatTemplate, before: tuple[str, ...], after: tuple[str, ...]) -> str | None:
+    """What is wrong with the template for a prompt and a completion of these roles, whatever their contents."""
+    names = before + after
+    try:
+        whole = frame(template, names, False)
+    except ModelError as error:
+        return f"prompt and reply together: {error}"
+    for i in (i for i in range(len(before), len(names)) if names[i] == "assistant"):
+        prompt = frame(template, names[:i], True)
+        here, there = "…".join(prompt.parts), "…".join((*whole.parts[:i], whole.parts[i][: len(prompt.parts[i])]))
+        if here != there:
+            return _difference(here, "…".join(whole.parts))
+        if prompt.strips != whole.strips[:i]:
+            return "the template strips other contents once the reply is there"
+    return None
+
+
+def _changed_content(template: ChatTemplate, prompt: tuple[Message, ...], reply: tuple[Message, ...]) -> str | None:
+    """What the template does to tags such as `<think>` in contents, if it knows them."""
+    known = _known_tags(template)
+    turns = [(turn.role, tuple(_shape(turn.content, known))) for turn in (*prompt, *reply)]
+    if not any(len(shape) > 1 or shape[:1] != ("",) for _, shape in turns if shape):
+        return None
+    return _changed_tags(template, tuple(turns), len(prompt))
+
+
+@lru_cache(maxsize=16)
+def _known_tags(template: ChatTemplate) -> frozenset[str]:
+    return frozenset(_TAG.findall(template.source))
+
+
+def _shape(content: str, known: frozenset[str]) -> list[str]:
+    """The tags in a content, in order, and "" for text between them."""
+    shape: list[str] = []
+    at = 0
+    for match in _TAG.finditer(content):
+        if match.group() in known:
+            shape += [""] if match.start() > at else []
+            shape.append(match.group())
+            at = match.end()
+    return [*shape, ""] if at < len(content) else shape
+
+
+@lru_cache(maxsize=4096)
+def _changed_tags(template: ChatTemplate, shapes: tuple[tuple[str, tuple[str, ...]], ...], cut: int) -> str | None:
+    texts = [
+        (role, "".join(piece or f"\ue000{i}.{j}\ue001" for j, piece in enumerate(shape)))
+        for i, (role, shape) in enumerate(shapes)
+    ]
+    names = tuple(role for role, _ in texts)
+    for upto, generation_prompt in ((cut, True), (len(texts), False)):
+        try:
+            around = frame(template, names[:upto], generation_prompt)
+            found = render(template, tuple(texts[:upto]), generation_prompt)
+        except ModelError as error:
+            return f"contents with tags: {error}"
+        pairs = zip(around.parts, (text for _, text in texts[:upto]), strict=False)
+        ours = "".join(part + text for part, text in pairs)
+        if not found.startswith(ours):
+            return _difference(_visible(ours), _visible(found))
+    return None
+
+
+def _visible(text: str) -> str:
+    return re.sub("\ue000[\\d.]+\ue001", "…", text)
+
+
+def _difference(ours: str, theirs: str) -> str:
+    """Both texts around the first character that differs."""
+    first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    begin = max(0, first - 40)
+    return f"{plain(ours[begin : first + 40])!r} is used, the template says {plain(theirs[begin : first + 40])!r} (… a content)"
