@@ -26,7 +26,7 @@ LEVELS = [
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["store", "report", "stages", "pipeline"],
+    ["store", "report", "stages", "inputs", "pipeline"],
     ["tables", "cli"],
 ]
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py

@@ -6,7 +6,7 @@ What all sections share stands here too: their base class and the numbers they h
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -68,7 +68,8 @@ def _of_form(value: Any, forms: tuple[type, ...], more: str) -> Any:
     raise ValueError(f"found {found}; expected a path or hub id, or a section with `path` in it{more}")
 
 
-_Path, _Section = Annotated[str, Tag(FORMS[0])], Annotated[SourceSection, Tag(FORMS[1])]
+_Path: TypeAlias = Annotated[str, Tag(FORMS[0])]
+_Section: TypeAlias = Annotated[SourceSection, Tag(FORMS[1])]
 OneSource = Annotated[_Path | _Section, Discriminator(_form), BeforeValidator(_one)]
 Sources = Annotated[
     _Path | _Section | Annotated[list[SourceSection], Tag(FORMS[2])], Discriminator(_form), BeforeValidator(_any)
