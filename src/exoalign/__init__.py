@@ -13,7 +13,8 @@ from exoalign._version import __version__
 if TYPE_CHECKING:
     from exoalign.config import Recipe
     from exoalign.data.collate import collate
-    from exoalign.data.formats import read_groups, read_prompts
+    from exoalign.data.formats import read_groups, read_prompts, read_texts, stream_groups
+    from exoalign.data.sources import Source
     from exoalign.data.tokenize import tokenize
     from exoalign.errors import ExoalignError
     from exoalign.estimate.budget import largest_pass
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "config": ["Recipe"],
     "data.collate": ["collate"],
-    "data.formats": ["read_groups", "read_prompts"],
+    "data.formats": ["read_groups", "read_prompts", "read_texts", "stream_groups"],
+    "data.sources": ["Source"],
     "data.tokenize": ["tokenize"],
     "errors": ["ExoalignError"],
     "estimate.budget": ["largest_pass"],
@@ -55,7 +57,8 @@ _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which one meets them
     "Group", "GroupBatch", "Message", "Recipe", "Interval", "ExoalignError", "OBJECTIVES",
     "exo_rw", "exo_pref", "dpo_rw", "dpo_pref",
-    "load_model", "load_tokenizer", "read_prompts", "read_groups", "tokenize", "collate",
+    "load_model", "load_tokenizer", "Source", "read_prompts", "read_groups", "read_texts", "stream_groups", "tokenize",
+    "collate",
     "completion_logprobs", "compare_policies", "SamplingSettings", "TransformersSampler", "score",
     "ExoConfig", "ExoTrainer", "merge", "largest_pass", "cluster_bootstrap", "paired_difference",
     "load_recipe", "run", "__version__",

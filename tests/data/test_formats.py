@@ -129,9 +129,15 @@ def test_the_limit_counts_usable_rows(write):
     ],
 )
 def test_rows_that_cannot_be_used_are_counted_with_their_lines(write, row, reason):
-    path = write(PAIR, row, row)
+    good = (
+        PAIR
+        if "prompt" in row
+        else {"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: a\n\nAssistant: y"}
+    )
+    path = write(good, row, row)
     groups, aside = read_groups(path)
     assert len(groups) == 1
+    assert (aside.read, aside.rows) == (3, 2)
     assert aside.lines() == [f"2 rows set aside: {reason} ({path}:2, {path}:3)"]
 
 
@@ -159,7 +165,7 @@ def test_when_all_rows_are_set_aside_that_is_an_error(write):
         (GOOD.replace(b"Hello", b"a\0b"), "not JSON at column "),
         (b"\0\0\0", "not JSON at column 1"),
         (GOOD.decode().encode("utf-16"), "not UTF-8 at byte 1 of the line"),
-        (GOOD.replace(b"Hello", b"\\ud83d"), "holds a lone surrogate"),
+        (GOOD.replace(b"Hello", b"\\ud83d"), "`chosen` holds a lone surrogate"),
         (b'{"prompt": "a", "prompt": "b", "chosen": "c", "rejected": "d"}', "the key `prompt` stands twice"),
         (b'{"prompt": "a", "x": {"y": 1, "y": 2}}', "the key `y` stands twice"),
         (b'{"x": NaN}', "NaN is no number; expected finite values"),
@@ -172,32 +178,34 @@ def test_when_all_rows_are_set_aside_that_is_an_error(write):
         (b'"text"', "found str, expected a JSON object"),
         ({}, "columns none; expected `prompt, chosen, rejected`, or"),
         ({"text": "x", "label": 1}, "columns label, text; expected `prompt, chosen, rejected`, or"),
-        ({"chosen": "a", "rejected": "b"}, "no `prompt`, and `chosen` and `rejected` are no transcripts"),
-        ({**PAIR, "chosen": ["a"]}, "`chosen` is list; expected text"),
-        ({**PAIR, "rejected": None}, "`rejected` is NoneType; expected text"),
+        (
+            {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "b"},
+            "no `prompt`, and only one of `chosen` and `rejected` is a transcript",
+        ),
+        ({**PAIR, "chosen": ["a"]}, "`chosen` is list and the prompt is text; give both as text"),
+        ({**PAIR, "rejected": None}, "`rejected` is null; expected text"),
         ({**PAIR, "prompt": ""}, "`prompt` is empty"),
         ({**PAIR, "prompt": " \n\t"}, "`prompt` is empty"),
         ({**PAIR, "prompt": 5}, "`prompt` is int; expected text or a list of messages"),
         ({**PAIR, "prompt": []}, "`prompt` is list; expected text or a list of messages"),
-        ({**PAIR, "prompt": None}, "`prompt` is NoneType; expected text or a list of messages"),
-        ({**PAIR, "prompt": ["Hi"]}, "a turn of `prompt` is no"),
-        ({**PAIR, "prompt": [{"role": "user"}]}, "a turn of `prompt` is no"),
-        ({**PAIR, "prompt": [{"role": "user", "content": 1}]}, "a turn of `prompt` is no"),
+        ({**PAIR, "prompt": None}, "`prompt` is null; expected text or a list of messages"),
+        ({**PAIR, "prompt": ["Hi"]}, 'turn 1 of `prompt` is str; expected {"role": "...", "content": "..."}'),
+        ({**PAIR, "prompt": [{"role": "user"}]}, "turn 1 of `prompt`: `content` is missing; expected text"),
+        ({**PAIR, "prompt": [{"role": "user", "content": 1}]}, "turn 1 of `prompt`: `content` is int; expected text"),
         ({"completions": ["a", "b"], "rewards": [0, 1]}, "no `prompt`; found columns completions, rewards"),
         ({**SCORED, "completions": "abc"}, "`completions` is no list of texts"),
         ({**SCORED, "completions": ["a", None, "c"]}, "`completions` is no list of texts"),
-        ({**SCORED, "completions": ["a"], "rewards": [1]}, "found 1 completion(s), expected at least 2"),
         ({**SCORED, "completions": [], "rewards": []}, "found 0 completion(s), expected at least 2"),
         ({**SCORED, "rewards": [1, 2]}, "2 rewards for 3 completions"),
-        ({**SCORED, "rewards": None}, "`rewards` is NoneType; expected a list with a number for each"),
-        ({**SCORED, "rewards": [1, "2", 3]}, "`rewards` is list; expected a list with a number for each"),
-        ({**SCORED, "rewards": [1, True, 3]}, "`rewards` is list; expected a list with a number for each"),
+        ({**SCORED, "rewards": None}, "`rewards` is null; expected a list with a number for each"),
+        ({**SCORED, "rewards": [1, "2", 3]}, "`rewards` holds '2'; expected a list with a number for each"),
+        ({**SCORED, "rewards": [1, True, 3]}, "`rewards` holds 'True'; expected a list with a number for each"),
         ({**SCORED, "rewards": [1, 10**400, 3]}, "rewards[1] is inf; expected a finite number"),
-        (json.dumps(SCORED).replace("0.5", "1e999").encode(), "rewards[1] is inf; expected a finite number"),
+        (json.dumps(SCORED).replace("0.5", "1e999").encode(), "`rewards` holds inf; expected finite numbers"),
     ],
 )
 def test_a_wrong_row_is_told_with_file_and_line(write, line, message):
-    path = write(PAIR, line, PAIR)
+    path = write(b"", line, PAIR)
     assert refused(path).startswith(f"{path}:2: {message}")
 
 
@@ -211,7 +219,7 @@ def test_a_wrong_row_is_told_with_file_and_line(write, line, message):
     ],
 )
 def test_a_wrong_prompt_is_told_with_file_and_line(write, line, message):
-    path = write(PAIR, line)
+    path = write(b"", line)
     assert refused(path, read_prompts).startswith(f"{path}:2: {message}")
 
 
@@ -220,18 +228,20 @@ def test_a_wrong_prompt_is_told_with_file_and_line(write, line, message):
 
 @pytest.mark.parametrize("read", [read_groups, read_prompts])
 def test_a_file_that_is_none(tmp_path, write, read):
-    assert refused(tmp_path / "missing.jsonl", read) == f"{tmp_path / 'missing.jsonl'}: no such file"
-    assert refused(tmp_path / ("x" * 300), read).endswith("no such file")
-    assert refused("a\0b", read).endswith("no such file")
-    assert refused(tmp_path, read) == f"{tmp_path}: is a folder, expected a file"
+    none = ": no such file or folder, and no hub id; expected a path that exists, or `owner/name`"
+    assert refused(tmp_path / "missing.jsonl", read) == f"{tmp_path / 'missing.jsonl'}{none}"
+    assert refused(tmp_path / ("x" * 300), read).endswith(none)
+    assert refused("a\0b", read).endswith(none)
+    assert refused("data/missing.jsonl", read).endswith(none)  # a file by its name, though it looks like a hub id
+    assert refused(tmp_path, read).startswith(f"{tmp_path}: no data files; expected .jsonl")
     assert re.search(r"rows\.jsonl: no rows; expected one JSON object .*on each line$", refused(write(), read))
     assert "no rows" in refused(write(b"", b"  ", b""), read)
 
 
 def test_a_folder_called_parquet(tmp_path):
     (tmp_path / "x.parquet").mkdir()
-    assert "x.parquet: cannot be read as Parquet" in refused(tmp_path / "x.parquet")
-    assert "y.parquet: cannot be read as Parquet" in refused(tmp_path / "y.parquet")
+    assert "x.parquet: no data files" in refused(tmp_path / "x.parquet")
+    assert "y.parquet: no such file" in refused(tmp_path / "y.parquet")
 
 
 @pytest.mark.parametrize(

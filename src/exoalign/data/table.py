@@ -40,6 +40,17 @@ def write_table(groups: Sequence[Group], path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
 
 
+def is_group_table(path: Path) -> bool:
+    """Whether it is a Parquet file of groups, rather than one of rows in some other schema; False where it cannot be read."""
+    if path.suffix != ".parquet":
+        return False
+    try:
+        with path.open("rb") as file:
+            return {"completion_ids", "provenance"} <= set(pq.read_schema(file).names)
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+
+
 def read_table(path: Path) -> list[Group]:
     """Read groups from a Parquet file that `write_table` wrote.
 

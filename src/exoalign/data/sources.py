@@ -1,0 +1,171 @@
+"""Where rows come from: `rows` streams them from a file, a folder or the Hugging Face hub, each with its place.
+
+| `path` | read as |
+|---|---|
+| `.jsonl`, `.jsonl.gz` (or any other name) | one JSON object on each line |
+| `.json`, `.json.gz` | an array of objects, or `{"data": [...]}` or `{"instances": [...]}` |
+| `.csv`, `.csv.gz` | a header and rows; `completions`, `rewards`, `ranks` and `messages` hold JSON |
+| `.parquet` | any schema |
+| a folder that `save_to_disk` wrote | a data set, or one `split` of it |
+| another folder | all data files in it, or those whose name or folder begins with `split`; `subset` is a folder in it |
+| `owner/name` | a data set of the hub, streamed, with `split`, `subset` and `revision` |
+
+One row is held at a time (of Parquet a batch, of JSON the text). No code of a data set is ever run: `datasets` 4 and later
+cannot.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exoalign.data.hosted import read_hub, read_saved
+from exoalign.data.strict_json import check_values, read_document, read_lines
+from exoalign.data.tabular import read_csv, read_parquet
+from exoalign.errors import DataError
+
+Row = dict[str, Any]
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that rows come from.
+
+    Attributes:
+        path: a file, a folder or a hub id `owner/name`.
+        adapter: a known data set's name (`exoalign.data.adapters`), whose raw rows are turned into the common formats; or None.
+        split: which split, for a folder or the hub; may stay None where there is only one.
+        subset: which configuration, for the hub, or which folder inside a folder.
+        revision: commit, branch or tag, for the hub.
+    """
+
+    path: str
+    adapter: str | None = None
+    split: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+
+
+def as_source(source: Source | str | os.PathLike[str]) -> Source:
+    """A path or hub id as a source."""
+    return source if isinstance(source, Source) else Source(os.fspath(source))
+
+
+def rows(source: Source | str) -> Iterator[tuple[str, Row]]:
+    """Stream the rows with their places, "file:line" or "file, row N".
+
+    Raises:
+        DataError: at the first malformed row, for a source without rows, and for one that cannot be read.
+    """
+    for where, row in attempts(source):
+        if isinstance(row, DataError):
+            raise row
+        yield where, row
+
+
+def attempts(source: Source | str) -> Iterator[tuple[str, Row | DataError]]:
+    """As `rows`, but in place of a malformed row its error, so that one can count it and go on.
+
+    Raises:
+        DataError: where nothing more can be read: a damaged file, a source without rows.
+    """
+    source = as_source(source)
+    if source.adapter is None:
+        yield from _raw(source)
+        return
+    adapt = importlib.import_module("exoalign.data.adapters").adapt  # late: few need it
+    for where, row in _raw(source):
+        if isinstance(row, DataError):
+            yield where, row
+            continue
+        try:
+            adapted = adapt(source.adapter, row, where)
+            for new in adapted:
+                check_values(new, where)
+        except DataError as error:
+            yield where, error
+            continue
+        if not adapted:
+            yield where, DataError(f"{where}: the adapter `{source.adapter}` makes nothing of this row")
+        for new in adapted:
+            yield where, new
+
+
+def _raw(source: Source) -> Iterator[tuple[str, Row | DataError]]:
+    path = Path(source.path)
+    if os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
+        _unused(source, "split", "subset", "revision", kind="a file")
+        yield from _file(path)
+    elif os.path.isdir(path):
+        _unused(source, "revision", kind="a folder")
+        if source.subset is not None:
+            path = path / source.subset
+            if not path.is_dir():
+                raise DataError(f"{path}: no such folder; expected the subset `{source.subset}` there")
+        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+            yield from read_saved(path, source.split)
+        else:
+            for file in _data_files(path, source.split):
+                yield from _file(file)
+    elif _HUB_ID.fullmatch(source.path) and not source.path.endswith(_SUFFIXES):
+        yield from read_hub(source.path, split=source.split, subset=source.subset, revision=source.revision)
+    else:
+        raise DataError(
+            f"{source.path}: no such file or folder, and no hub id; expected a path that exists, or `owner/name`"
+        )
+
+
+def _unused(source: Source, *names: str, kind: str) -> None:
+    for name in names:
+        if getattr(source, name) is not None:
+            raise DataError(f"{source.path}: is {kind}, which has no `{name}`; leave `{name}` out")
+
+
+def _file(path: Path) -> Iterator[tuple[str, Row | DataError]]:
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    readers = {".json": read_document, ".csv": read_csv, ".parquet": read_parquet}
+    found = False
+    for found_row in readers.get(plain.suffix, read_lines)(path):
+        found = True
+        yield found_row
+    if not found:
+        raise DataError(f"{path}: no rows; expected {_EXPECTED.get(plain.suffix, 'one JSON object on each line')}")
+
+
+_EXPECTED = {
+    ".json": "an array of objects",
+    ".csv": "a header and a row on each line",
+    ".parquet": "one row or more",
+}
+
+
+def _data_files(folder: Path, split: str | None) -> list[Path]:
+    """The data files below a folder in order of name, of one split if asked; hidden ones are left out."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.name.endswith(_SUFFIXES) and path.is_file()
+        if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    ]
+    if not files:
+        raise DataError(f"{folder}: no data files; expected {', '.join(_SUFFIXES)}")
+    begins = {path: {re.split(r"[-_.]", part)[0] for part in path.relative_to(folder).parts} for path in files}
+    if split is not None:
+        chosen = [path for path in files if split in begins[path]]
+        if not chosen:
+            names = ", ".join(str(path.relative_to(folder)) for path in files[:8])
+            raise DataError(f"{folder}: no file of the split `{split}`; found {names}")
+        return chosen
+    splits = sorted(set().union(*begins.values()) & _SPLITS)
+    if len(splits) > 1:
+        raise DataError(f"{folder}: has files of the splits {', '.join(splits)}; name one as `split`")
+    return files
