@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 3
+_WINDOW = 40  # characters at least, on each side, in which a boundary is looked at
 _AROUND = 4  # tokens shown on each side of a boundary
 _TAG = re.compile(r"</?\w+/?>")  # `<think>` and its like, which templates look for in contents
 
@@ -77,25 +78,22 @@ class TokenReport:
         self.prompt_tokens += len(group.prompt_ids or ())
         self.completion_tokens += sum(map(len, group.completion_ids or ()))
 
-    def check_text(self, group: Group, wholes: Sequence[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Compare the ids with those of prompt and completion tokenised together, one for each completion."""
-        assert group.prompt_ids is not None
-        for ids, whole in zip(group.completion_ids or (), wholes, strict=True):
-            self.checked += 1
-            ours = (*group.prompt_ids, *ids[:-1])
-            if ours == whole:
-                continue
-            self.moved += 1
-            if len(self.examples) < _SHOWN:
-                cut = len(group.prompt_ids)
-                differs = [a != b for a, b in zip(ours, whole, strict=False)]
-                first = differs.index(True) if True in differs else min(len(ours), len(whole))
-                begin = max(0, min(first, cut) - _AROUND)
-                self.examples.append(
-                    f"{group.where}: apart {_tokens(tokenizer, ours[begin:cut])} |"
-                    f" {_tokens(tokenizer, ours[cut : cut + _AROUND])},"
-                    f" together {_tokens(tokenizer, whole[begin : cut + _AROUND])}"
-                )
+    def check_text(self, group: Group, k: int, whole: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compare the ids of completion k with those of prompt and completion tokenised together."""
+        prompt, completion = _ids(group, k)
+        ours, cut = prompt + completion, len(prompt)
+        if ours == whole:
+            return
+        self.moved += 1
+        if len(self.examples) < _SHOWN:
+            differs = [a != b for a, b in zip(ours, whole, strict=False)]
+            first = differs.index(True) if True in differs else min(len(ours), len(whole))
+            begin = max(0, min(first, cut) - _AROUND)
+            self.examples.append(
+                f"{group.where}: apart {_tokens(tokenizer, ours[begin:cut])} |"
+                f" {_tokens(tokenizer, ours[cut : cut + _AROUND])},"
+                f" together {_tokens(tokenizer, whole[begin : cut + _AROUND])}"
+            )
 
     def check_turns(self, group: Group, turns: Turns) -> None:
         """Check that what the template says up to a reply is the same with and without it, for each of the assistant's."""
@@ -111,6 +109,33 @@ class TokenReport:
             self.changed += 1
             if len(self.examples) < _SHOWN:
                 self.examples.append(f"{group.where}: {fault}")
+
+
+def boundary_window(prompt: str, completion: str) -> str:
+    """The text around the boundary, some words on each side: whether it moves is decided there, at a fifth of the price."""
+    begin = max(0, prompt.rfind(" ", 0, max(0, len(prompt) - _WINDOW)))
+    end = completion.find(" ", _WINDOW)
+    return prompt[begin:] + (completion if end < 0 else completion[:end])
+
+
+def boundary_holds(group: Group, k: int, window: tuple[int, ...]) -> bool:
+    """Whether the window's tokens are the prompt's last ones followed by the first ones of completion k.
+
+    False is only a doubt: the window may begin or end inside a token.
+    """
+    prompt, completion = _ids(group, k)
+    most = min(len(window), len(prompt))
+    return any(
+        window[0] == prompt[-n] and window[:n] == prompt[-n:] and window[n:] == completion[: len(window) - n]
+        for n in range(1, most + 1)
+    )
+
+
+def _ids(group: Group, k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids of the prompt and of completion k without its end."""
+    assert group.prompt_ids is not None
+    assert group.completion_ids is not None
+    return group.prompt_ids, group.completion_ids[k][:-1]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

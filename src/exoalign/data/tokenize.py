@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from exoalign.data.token_report import TokenReport
+from exoalign.data.token_report import TokenReport, boundary_holds, boundary_window
 from exoalign.data.turns import Piece, Turns, roles
 from exoalign.errors import DataError, ModelError
 from exoalign.groups import Completion, Group, Prompt
@@ -134,27 +134,46 @@ class _Tokenizing:
             self._turns = Turns(self.tokenizer)
         return self._turns
 
-    def chunk(self, groups: list[Group]) -> Iterator[Group]:
+    def chunk(self, groups: list[Group]) -> list[Group]:
+        """The groups with their ids."""
         laid_out = [self._pieces(group) for group in groups]
-        checked = [self._wholes(group) for group in groups]
-        every = [piece for prompt, completions in laid_out for part in (prompt, *completions) for piece in part]
-        ids = _Ids(self.tokenizer, [*every, *(piece for pieces in checked for piece in pieces)])
-        for group, (prompt, completions), wholes in zip(groups, laid_out, checked, strict=True):
-            done = self._with_ids(group, prompt, completions, ids)
-            if self.report is not None:
-                self.report.count(done)
-                if wholes:
-                    self.report.check_text(done, [(*self.bos, *ids.of(whole)) for whole in wholes], self.tokenizer)
-                elif _has_no_ids(group):
-                    self.report.check_turns(done, self.turns)
-            yield done
+        windows = {
+            (i, k): Piece(boundary_window(group.prompt, text), False, False)
+            for i, group in enumerate(groups)
+            if self.report is not None and isinstance(group.prompt, str) and _has_no_ids(group)
+            for k, text in enumerate(group.completions)
+            if isinstance(text, str)
+        }
+        every = (piece for prompt, completions in laid_out for part in (prompt, *completions) for piece in part)
+        ids = _Ids(self.tokenizer, (*every, *windows.values()))
+        done = [
+            self._with_ids(group, prompt, completions, ids)
+            for group, (prompt, completions) in zip(groups, laid_out, strict=True)
+        ]
+        if self.report is not None:
+            self._check(self.report, groups, done, {key: ids.of(window) for key, window in windows.items()})
+        return done
 
-    def _wholes(self, group: Group) -> list[Piece]:
-        """What the boundary of each completion is checked against: the texts of prompt and completion together."""
-        prompt = group.prompt
-        if self.report is None or not isinstance(prompt, str) or not _has_no_ids(group):
-            return []
-        return [Piece(prompt + text, False, False) for text in group.completions if isinstance(text, str)]
+    def _check(
+        self,
+        report: TokenReport,
+        before: list[Group],
+        done: list[Group],
+        windows: dict[tuple[int, int], tuple[int, ...]],
+    ) -> None:
+        """Count the groups and check their boundaries: texts in their windows, and whole where a window is in doubt."""
+        doubtful = {}
+        for (i, k), window in windows.items():
+            report.checked += 1
+            if not boundary_holds(done[i], k, window):
+                doubtful[i, k] = Piece(f"{before[i].prompt}{before[i].completions[k]}", False, False)
+        wholes = _Ids(self.tokenizer, doubtful.values())
+        for (i, k), whole in doubtful.items():
+            report.check_text(done[i], k, (*self.bos, *wholes.of(whole)), self.tokenizer)
+        for group, made in zip(before, done, strict=True):
+            report.count(made)
+            if not isinstance(group.prompt, str) and _has_no_ids(group):
+                report.check_turns(made, self.turns)
 
     def _pieces(self, group: Group) -> tuple[list[Piece], list[list[Piece]]]:
         """The prompt and the completions as far as they need ids."""
