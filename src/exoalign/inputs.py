@@ -14,7 +14,7 @@ from exoalign.config_data import SourceSection, as_list
 from exoalign.data import token_cache
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
-from exoalign.data.prepare import Prepared, prepare
+from exoalign.data.prepare import Prepared, as_source, prepare
 from exoalign.data.table import read_table
 from exoalign.files import checksum
 from exoalign.groups import Group, check_groups, prompt_text
@@ -171,7 +171,7 @@ class Data:
 
 def _prompts(source: str | SourceSection, limit: int | None) -> list[PromptRow]:
     (one,) = as_list(source, limit)
-    return read_prompts(one.path, limit=one.limit)
+    return read_prompts(as_source(one), limit=one.limit)
 
 
 def _content(group: Group) -> int:

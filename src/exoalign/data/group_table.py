@@ -9,15 +9,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
 
 from exoalign.data.table import SCHEMA, group_of, row_of
+from exoalign.data.tokenize import stream_tokenized, tokenize
 from exoalign.errors import DataError
 from exoalign.files import replacing
 from exoalign.groups import Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BATCH = 512
 """Groups that are written together."""
@@ -71,6 +75,13 @@ class GroupTable(Sequence[Group]):
             for start in range(0, batch.num_rows, TOGETHER):
                 yield from map(group_of, batch.slice(start, TOGETHER).to_pylist())
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether the groups in the files have their token ids, all of them."""
+        return not any(
+            batch.column(name).null_count for batch in self._batches for name in ("prompt_ids", "completion_ids")
+        )
+
     def take(self, rows: Sequence[int]) -> GroupTable:
         """A table of some of the rows, in the order given; nothing is read or copied."""
         chosen = np.asarray(rows, dtype=np.int64)
@@ -112,6 +123,21 @@ def build(groups: Iterable[Group], path: Path) -> GroupTable:
         while rows := [row_of(group) for group in itertools.islice(stream, BATCH)]:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
     return GroupTable([path])
+
+
+def with_ids(
+    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, *, context: int | None = None
+) -> Sequence[Group]:
+    """As `tokenize`; a table whose groups have their ids is checked as a list is, and stays on the disk.
+
+    Raises:
+        DataError, ModelError: as `tokenize`.
+    """
+    if not isinstance(groups, GroupTable) or not groups.has_ids:
+        return tokenize(groups, tokenizer, context=context)
+    for _ in stream_tokenized(groups, tokenizer, context=context):
+        pass
+    return groups
 
 
 def _batches(path: Path) -> list[Any]:

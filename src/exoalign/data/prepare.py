@@ -10,21 +10,26 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from exoalign.config_data import DataSection, SourceSection, as_list
-from exoalign.data.formats import SetAside, read_groups
+from exoalign.data.formats import stream_groups
 from exoalign.data.group_table import GroupTable, join
 from exoalign.data.mix import Side, mix, split, subsample
+from exoalign.data.set_aside import SetAside
+from exoalign.data.sources import Source
 from exoalign.data.token_cache import Kept, keep, source_record, tokenizer_record
 from exoalign.data.token_report import TokenReport
 from exoalign.data.tokenize import stream_tokenized
+from exoalign.data.truncate import Truncated, fit
 from exoalign.errors import DataError
 from exoalign.files import checksum
 from exoalign.groups import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from exoalign.data.truncate import Policy
 
 
 @dataclass(frozen=True)
@@ -71,15 +76,20 @@ def prepare(
     Raises:
         ExoalignError: naming the row, the data set or the setting.
     """
-    given = data.evaluation if side == "heldout" and data.evaluation is not None else data.train
-    if side == "heldout" and data.evaluation is None and data.holdout is None:
+    if side == "heldout" and data.evaluation is not None:
+        sources = as_list(data.evaluation, data.evaluation_limit)
+    elif side == "heldout" and data.holdout is None:
         return None
-    sources = as_list(given, data.limit if given is data.train else data.evaluation_limit)
+    else:
+        sources = as_list(data.train, data.limit)
     settings: dict[str, Any] = {
         "completions": data.completions.model_dump(),
         "side": side if data.holdout is not None else None,
         "holdout": data.holdout,
         "seed": seed if data.holdout is not None or data.completions.choose == "random" else None,
+        "max_prompt_tokens": data.max_prompt_tokens,
+        "max_completion_tokens": data.max_completion_tokens,
+        "truncation": data.truncation,
         "context": context,
     }
     tokens = tokenizer_record(tokenizer)
@@ -139,7 +149,8 @@ class _Stream:
 
     def __call__(self, told: dict[str, Any]) -> Iterator[Group]:
         aside, report = SetAside(), TokenReport()
-        read = count = 0
+        cuts = Truncated(f"{self.source.path} ({self.side or 'all'})")
+        read = 0
         temperatures: set[float] = set()
 
         def counted(groups: Iterable[Group]) -> Iterator[Group]:
@@ -150,18 +161,25 @@ class _Stream:
                 temperatures.update([] if temperature is None else [temperature])
                 yield replace(group, reference_logprobs=None)  # they may be another model's
 
-        groups = counted(itertools.islice(_stream(self.source, aside), self.source.limit))
+        groups = counted(itertools.islice(stream_groups(as_source(self.source), aside), self.source.limit))
         chosen = self.data.completions
         groups = (subsample(group, how=chosen.choose, k=chosen.k, seed=self.seed) for group in groups)
         if self.side is not None and self.data.holdout is not None:
             groups = split(groups, holdout=self.data.holdout, seed=self.seed, side=self.side)
-        for group in stream_tokenized(groups, self.tokenizer, context=self.context, report=report):
-            count += 1
-            yield group
-        notes = aside.lines()
+        groups = stream_tokenized(groups, self.tokenizer, report=report)
+        yield from fit(
+            groups,
+            max_prompt=self.data.max_prompt_tokens,
+            max_completion=self.data.max_completion_tokens,
+            policy=cast("Policy | list[Policy]", self.data.truncation),
+            context=self.context,
+            counts=cuts,
+            bos=self.tokenizer.bos_token_id,
+        )
+        notes = [*aside.lines(), *cuts.lines()]
         if self.source.limit is not None and read < self.source.limit:
             notes.append(f"{self.source.path}: {read} usable groups, {self.source.limit} were asked for")
-        if not count:
+        if not cuts.kept:
             of = (
                 f"none of {read} groups is on the side `{self.side}` of the split"
                 if read and self.side
@@ -172,10 +190,9 @@ class _Stream:
         told.update(lines=[made], notes=[*notes, *doubts], temperatures=sorted(temperatures))
 
 
-def _stream(source: SourceSection, aside: SetAside) -> Iterator[Group]:
-    groups, found = read_groups(source.path, limit=source.limit)
-    aside.reasons.update(found.reasons)
-    yield from groups
+def as_source(section: SourceSection) -> Source:
+    """A data set of a recipe as what the readers take."""
+    return Source(section.path, section.adapter, section.split, section.subset, section.revision)
 
 
 def _mixed(

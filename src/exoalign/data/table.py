@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,16 @@ SCHEMA = pa.schema(
 )
 
 
-def write_table(groups: Sequence[Group], path: Path) -> None:
-    """Write groups to a Parquet file, atomically."""
-    rows = [row_of(group) for group in groups]
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+ROW_GROUP = 4096
+"""Groups that are written together."""
+
+
+def write_table(groups: Iterable[Group], path: Path) -> None:
+    """Write groups to a Parquet file, atomically and some at a time: they may come from a generator."""
+    stream = iter(groups)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        while rows := [row_of(group) for group in itertools.islice(stream, ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def is_group_table(path: Path) -> bool:
