@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "align", "merge"]
+COMMANDS = ["run", "align", "merge", "doctor"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -57,6 +57,22 @@ def test_the_options_of_every_command_are_these():
             ("--out", True, None),
             ("--dtype", False, "float32"),
             ("--json", False, False),
+        ],
+        "doctor": [
+            ("data", True, None),
+            ("--model", False, None),
+            ("--adapter", False, None),
+            ("--split", False, None),
+            ("--subset", False, None),
+            ("--revision", False, None),
+            ("--test", False, None),
+            ("--limit", False, None),
+            ("--max-prompt-tokens", False, None),
+            ("--max-completion-tokens", False, None),
+            ("--beta-r", False, None),
+            ("--beta-pi", False, None),
+            ("--json", False, False),
+            ("--html", False, None),
         ],
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exoalign import cli_doctor
 from exoalign._version import __version__
 
 if TYPE_CHECKING:
@@ -137,6 +138,9 @@ def merge(
         f"log-probs of {result['completions']} completions: merged and unmerged differ by at most"
         f" {result['largest_difference']:.2g} nats (the adapter itself moves them by up to {result['adapter_moves']:.2g})\n"
     )
+
+
+app.command()(cli_doctor.doctor)
 
 
 def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:

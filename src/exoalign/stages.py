@@ -170,7 +170,7 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     write_table(trainer.train_dataset, folder / GROUPS)
     record = {
         "steps": [step for step in trainer.state.log_history if "loss" in step],
-        "warnings": [finding.text for finding in trainer.findings],
+        "warnings": [finding.sentence for finding in trainer.findings],
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
     did = f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"

@@ -1,10 +1,10 @@
-"""The results of a run as a table on the terminal."""
+"""The results of a run, and what the doctor found, as tables on the terminal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from exoalign.progress import plain
+
+if TYPE_CHECKING:
+    from exoalign.data.doctor.findings import Examination
 
 ROWS = [
     ("reward", "reward"),
@@ -68,3 +71,41 @@ def interval(value: Mapping[str, float] | None) -> str:
     width = value["high"] - value["low"]
     places = min(max(1 - math.floor(math.log10(width)), 0), 6) if width > 0 else 2
     return f"{value['mean']:.{places}f} [{value['low']:.{places}f}, {value['high']:.{places}f}]"
+
+
+STYLES = {"error": "bold red", "warning": "yellow", "note": ""}
+
+
+def examination_tables(examination: Examination, console: Console | None = None) -> None:
+    """Print what the doctor counted and found; names of files and texts from the data are inert."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    overview = Table(
+        box=box.SIMPLE_HEAD, title=Text(plain(examination.source)), title_justify="left", show_header=False
+    )
+    for name, value in examination.lines():
+        overview.add_row(Text(name), Text(plain(value)))
+    console.print(overview)
+    for rows in (examination.target_rows(), examination.truncation_rows()):
+        if rows:
+            table = Table(*rows[0], box=box.SIMPLE_HEAD)
+            for row in rows[1:]:
+                table.add_row(*map(Text, row))
+            console.print(table)
+    if not examination.findings:
+        console.print("nothing found")
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("grade")
+    table.add_column("finding", overflow="fold")
+    for finding in examination.findings:
+        said = Text(plain(finding.text))
+        said.append(f"\n{plain(finding.remedy)}", style="dim")
+        if finding.where:
+            more = ", ..." if len(finding.where) < (finding.count or 0) else ""
+            places = ", ".join(examination.place(where) for where in finding.where)
+            said.append(f"\nat {plain(places)}{more}", style="dim")
+        table.add_row(Text(finding.grade, style=STYLES[finding.grade]), said)
+    console.print(table)
+    console.print(", ".join(f"{count} {grade}{'s' * (count != 1)}" for grade, count in examination.counts().items()))

@@ -18,7 +18,8 @@ from exoalign.report import write_page
 from exoalign.report.curves import training_figures
 from exoalign.report.figures import bins, reward_figures
 from exoalign.report.finding import cards, finding
-from exoalign.report.page import HERE, duration, visible
+from exoalign.report.html import HERE, visible
+from exoalign.report.page import duration
 
 EMPTY: dict[str, Any] = {
     "title": "nothing",

@@ -30,6 +30,7 @@ __all__ = [
     "read_prompts",
     "read_texts",
     "stream_groups",
+    "text_of",
 ]
 
 Place = Source | str | os.PathLike[str]
@@ -172,10 +173,11 @@ def _texts(source: Source) -> Iterator[TextRow]:
     for where, row in rows(source):
         if source.adapter is None:
             one_kind.check(row, where)
-        yield TextRow(_text(row, where), where)
+        yield TextRow(text_of(row, where), where)
 
 
-def _text(row: Row, where: str) -> str | tuple[Message, ...]:
+def text_of(row: Row, where: str) -> str | tuple[Message, ...]:
+    """The text of one row for SFT; see `read_texts`."""
     if kind_of(row, where) != "text":
         raise DataError(
             f"{where}: columns {columns_of(row)}; expected `text`, or `messages`, or `prompt, completion` for SFT"

@@ -1,39 +1,21 @@
 """One run as one HTML file: what was found, the warnings, plots, samples side by side, and what was run.
 
-Everything that came from a model, a data set or a recipe is data: jinja2 escapes it, control characters are made
-visible, and the content security policy runs only the two scripts that carry this page's nonce. The file loads nothing.
+How the file stays self-contained and what came as data stays data: `html`.
 """
 
 import json
-import os
-import secrets
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from exoalign.errors import DataError
 from exoalign.report.curves import training_figures
 from exoalign.report.figures import reward_figures, rewards_of
 from exoalign.report.finding import Estimate, cards, decimals, finding, finite, number
+from exoalign.report.html import write_template
 
-HERE = Path(__file__).parent
 PREVIEW = 160  # characters of a prompt in the list of samples
-
-# C0 (but tab and newline) as control pictures; C1, direction overrides and lone surrogates by their code.
-_VISIBLE: dict[int, str] = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
-_VISIBLE |= {0x7F: "\u2421"}
-for _code in (*range(0x80, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF):
-    _VISIBLE[_code] = f"⟨U+{_code:04X}⟩"
-_VISIBLE |= {code: f"⟨U+{code:04X}⟩" for code in range(0xD800, 0xE000)}
-
-
-def visible(text: str) -> str:
-    """The text with every control character replaced by a mark that can be seen."""
-    return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
 def write_page(
@@ -64,61 +46,22 @@ def write_page(
         stages: {"name", "seconds", "state", "what"} in the order they ran.
         versions: what was installed.
     """
-    page = (
-        _environment()
-        .get_template("template.html")
-        .render(
-            title=title,
-            nonce=secrets.token_urlsafe(16),
-            finding=finding(metrics),
-            cards=cards(metrics),
-            warnings=list(warnings),
-            reward_figures=reward_figures(metrics, samples),
-            training_figures=training_figures(history, _completions(recipe)),
-            samples=(views := _samples(samples)),
-            picks=_picks(views),
-            recipe=_sections(recipe),
-            stages=[_stage(stage) for stage in stages],
-            versions=dict(versions),
-            numbers=list(_rows(metrics)),
-            style=Markup(_asset("style.css")),
-            script=Markup(_asset("page.js")),
-            plotly=Markup(_plotly()),
-        )
+    return write_template(
+        path,
+        "template.html",
+        title=title,
+        finding=finding(metrics),
+        cards=cards(metrics),
+        warnings=list(warnings),
+        reward_figures=reward_figures(metrics, samples),
+        training_figures=training_figures(history, _completions(recipe)),
+        samples=(views := _samples(samples)),
+        picks=_picks(views),
+        recipe=_sections(recipe),
+        stages=[_stage(stage) for stage in stages],
+        versions=dict(versions),
+        numbers=list(_rows(metrics)),
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    return environment
-
-
-def _asset(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # 0.15 s, which `exoalign --help` need not pay
-
-    source: str = get_plotlyjs()
-    if "</script" in source.lower():
-        raise AssertionError("plotly.min.js holds '</script', which would end the script element it is inlined in")
-    return source
 
 
 def _completions(recipe: Mapping[str, Any]) -> int | None:

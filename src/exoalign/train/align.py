@@ -25,6 +25,8 @@ from transformers import Trainer
 
 from exoalign import adapters
 from exoalign.data.collate import collate
+from exoalign.data.doctor.findings import Finding
+from exoalign.data.doctor.targets import target_findings
 from exoalign.data.group_table import with_ids
 from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch, check_groups
@@ -33,7 +35,7 @@ from exoalign.logprobs.passes import logprobs_in_passes
 from exoalign.losses import OBJECTIVES, policy_log_probs, preference_target, reward_target
 from exoalign.models import autocast, load_model, load_tokenizer, without_dropout
 from exoalign.train.arguments import ExoConfig
-from exoalign.train.diagnostics import Finding, refuse_lost_updates, step_metrics, target_findings
+from exoalign.train.diagnostics import refuse_lost_updates, step_metrics
 from exoalign.train.gradient import accumulate
 from exoalign.train.preflight import tokens_per_pass
 from exoalign.train.reference import add_reference, check_agreement
@@ -140,7 +142,7 @@ class ExoTrainer(Trainer):
         if OBJECTIVES[self.args.objective].needs == "rewards":
             for finding in target_findings(self.train_dataset, beta_pi=self.args.beta_pi, beta_r=self.args.beta_r):
                 self.findings.append(finding)
-                logger.warning(finding.text)
+                logger.warning(finding.sentence)
         output = super().train(*args, **kwargs)
         if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
             raise TrainingError(f"after step {self.state.global_step} a weight is not finite; lower learning_rate")

@@ -1,35 +1,14 @@
-"""What is logged at each step, and the warnings for the method's known failures, each with its number and its remedy.
+"""What is logged at each step, and the refusal of weights that could not learn. What the rewards say: `data.doctor.targets`.
 
 Shapes: B groups, K completions; every metric is a mean over groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from exoalign.errors import TrainingError
-from exoalign.estimators import effective_sample_size
-from exoalign.groups import Group
-
-FLAT = 0.98
-"""The target is too flat to learn from when its mean effective sample size is above this share of K."""
-NO_SPREAD = 0.5
-"""The reward does not discriminate when more than this share of groups has equal rewards."""
-STILL = 0.1
-"""Nothing moves when the log-ratios of the optimum have a standard deviation below this many nats."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A warning: what it is about, and the sentence for the user."""
-
-    kind: str
-    text: str
 
 
 @torch.no_grad()
@@ -71,62 +50,6 @@ def step_metrics(
     if rewards is None:
         metrics["accuracy"] = ((at_best > at_worst) + 0.5 * (at_best == at_worst)).sum()
     return {**metrics, "best_log_ratio": at_best.sum(), "worst_log_ratio": at_worst.sum()}
-
-
-def target_findings(groups: Sequence[Group], *, beta_pi: float, beta_r: float) -> list[Finding]:
-    """What the rewards and the betas say before the first step: the ways in which this target cannot be learnt from.
-
-    Args:
-        groups: groups with rewards.
-        beta_pi, beta_r: as in the objective.
-
-    Returns:
-        At most one finding of each kind: `no_spread`, `sharp`, `flat`, `still`.
-    """
-    rewards = [np.array(group.rewards) for group in groups if group.rewards is not None]
-    spread = [r for r in rewards if np.ptp(r) > 0]
-    findings = []
-    share = 1 - len(spread) / len(rewards)
-    if share > NO_SPREAD:
-        findings.append(
-            Finding(
-                "no_spread",
-                f"the reward does not discriminate: in {share:.0%} of the groups all completions have the same reward, so they"
-                " teach nothing; use a reward that tells completions apart, sample more of them (sample.k) or raise"
-                " sample.temperature",
-            )
-        )
-    if not spread:
-        return findings
-    k = float(np.mean([len(r) for r in spread]))
-    ess = float(np.mean([effective_sample_size(r / beta_r) for r in spread]))
-    if ess < min(2.0, 1 + (k - 1) / 4):
-        findings.append(
-            Finding(
-                "sharp",
-                f"the target is too sharp: its effective sample size is {ess:.2f} of K = {k:.3g}, so nearly all its mass is on"
-                f" one completion; raise align.beta_r (now {beta_r:g}) or sample more completions",
-            )
-        )
-    if ess > FLAT * k:
-        findings.append(
-            Finding(
-                "flat",
-                f"the target is too flat: its effective sample size is {ess:.2f} of K = {k:.3g}, so good and bad completions"
-                f" count almost alike; lower align.beta_r (now {beta_r:g})",
-            )
-        )
-    movement = float(np.mean([r.std() for r in spread])) / (beta_pi * beta_r)
-    if movement < STILL:
-        findings.append(
-            Finding(
-                "still",
-                f"nothing will move: at the optimum the log-ratios of a prompt's completions differ by {movement:.3f} nats only"
-                f" (standard deviation of the reward / (beta_pi * beta_r)); lower align.beta_pi (now {beta_pi:g}) or"
-                f" align.beta_r (now {beta_r:g})",
-            )
-        )
-    return findings
 
 
 def refuse_lost_updates(model: torch.nn.Module, learning_rate: float) -> None:

@@ -1,0 +1,111 @@
+"""All that is counted while the records of a data set go by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from exoalign.data.doctor.content import Content
+from exoalign.data.doctor.duplicates import Duplicates
+from exoalign.data.doctor.findings import Finding, Tally, counted
+from exoalign.data.doctor.lengths import Lengths
+from exoalign.data.doctor.records import Record, contents_of, kind_of_record, parts_of, preferred_of, special_tokens
+from exoalign.data.doctor.rewards import Rewards
+from exoalign.data.formats import PromptRow
+from exoalign.data.tokenize import content_ids, prompt_ids
+from exoalign.groups import Group, completion_text, prompt_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Parts:
+    """All that is counted while the records go by."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, near: bool) -> None:
+        self.tokenizer = tokenizer
+        self.groups, self.kinds, self.k = 0, set[str](), Counter[int]()
+        self.words, self.characters, self.tokens = Lengths(), Lengths(), None if tokenizer is None else Lengths()
+        self.content = Content(None if tokenizer is None else special_tokens(tokenizer))
+        self.duplicates, self.rewards = Duplicates(near=near), Rewards()
+        self.single, self.empty, self.same, self.repeated, self.refused = (Tally() for _ in range(5))
+
+    def add(self, record: Record) -> None:
+        """Count one record."""
+        prompt, completions, where = parts_of(record)
+        texts = [completion_text(completion) for completion in completions]
+        asked = None if prompt is None else prompt_text(prompt)
+        self.groups += 1
+        self.content.add(where, (text for part in (prompt, *completions) for text in contents_of(part)))
+        characters = [len(text) for text in texts]
+        self.characters.add(None if asked is None else len(asked), characters)
+        tokens = self._token_lengths(record)
+        if tokens is None:
+            self.words.add(None if asked is None else len(asked.split()), [len(text.split()) for text in texts])
+        elif self.tokens is not None:
+            self.tokens.add(*tokens)
+        if asked is None:
+            self.duplicates.noun = "text"
+            self.duplicates.add(where, texts[0])
+        else:
+            preferred = preferred_of(record) if isinstance(record, Group) else None
+            self.duplicates.add(where, asked, texts, preferred)
+        self.kinds.add(kind_of_record(record))
+        if not isinstance(record, Group):
+            return
+        self.k[record.k] += 1
+        different = len(set(texts))
+        if record.k == 1:
+            self.single.add(where)
+        elif different == 1:
+            self.same.add(where)
+        elif different < record.k:
+            self.repeated.add(where)
+        if not all(text.strip() for text in texts):
+            self.empty.add(where)
+        self.rewards.add(where, texts, tokens[1] if tokens else characters, record.rewards, record.winner)
+
+    def _token_lengths(self, record: Record) -> tuple[int | None, list[int]] | None:
+        if isinstance(record, Group):
+            if record.prompt_ids is None or record.completion_ids is None:
+                return None
+            if self.tokens is None:
+                self.tokens = Lengths()
+            return len(record.prompt_ids), [len(ids) for ids in record.completion_ids]
+        if self.tokenizer is None:
+            return None
+        if isinstance(record, PromptRow):
+            return len(prompt_ids(self.tokenizer, record.prompt)), []
+        return None, [sum(len(content_ids(self.tokenizer, text)) for text in contents_of(record.text))]
+
+    def findings(self, test: Duplicates | None) -> list[Finding]:
+        """What is wrong with single groups, with repetitions (also of the prompts of `test`) and with the texts."""
+        found = self.refused.finding(
+            "cannot_be_tokenized",
+            f"{counted(self.refused.count, 'group')} that cannot be tokenised for this model",
+            "mend or remove them: training would stop at the first",
+            "error",
+        )
+        found += self.single.finding(
+            "single_completion",
+            f"{counted(self.single.count, 'group')} with one completion only, which holds no preference",
+            "give each prompt at least two, or take these rows for SFT; training on preferences stops at the first",
+            "error",
+        )
+        found += self.empty.finding(
+            "empty_completions",
+            f"{counted(self.empty.count, 'group')} with a completion that has no text",
+            "remove it, unless saying nothing is an answer",
+        )
+        found += self.same.finding(
+            "identical_completions",
+            f"all completions are the same in {counted(self.same.count, 'group')}",
+            "remove them: they teach nothing",
+        )
+        found += self.repeated.finding(
+            "repeated_completions",
+            f"a completion stands more than once in {counted(self.repeated.count, 'group')}",
+            "it then counts more than once in the target: keep one of each, or sample at a higher temperature",
+            "note",
+        )
+        return found + self.duplicates.findings(test) + self.content.findings()

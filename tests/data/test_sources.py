@@ -1,0 +1,372 @@
+"""The same rows from every kind of place, in order, one at a time, each with where it stands."""
+
+import csv
+import gzip
+import io
+import json
+import sys
+import tracemalloc
+from itertools import islice
+from types import ModuleType
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from exoalign.data.formats import read_groups, read_prompts, read_texts, stream_groups
+from exoalign.data.set_aside import SetAside
+from exoalign.data.sources import Source, attempts, rows
+from exoalign.data.table import write_table
+from exoalign.errors import DataError
+from exoalign.groups import Group
+
+ROWS = [{"prompt": f"p{i}", "chosen": f'a, "b"\n{i}', "rejected": "日本語 🙂"} for i in range(3)]
+
+
+def lines(rows):
+    return "\n".join(json.dumps(row) for row in rows).encode()
+
+
+def table(rows):
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def comma_separated(rows):
+    file = io.StringIO()
+    writer = csv.DictWriter(file, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def indented(rows, key=None):
+    return json.dumps(rows if key is None else {"version": [1, {}], key: rows, "more": None}, indent=1).encode()
+
+
+# `indented` puts a bracket on line 1 and each row on 5 lines; under a key there are 5 lines before it ("version" takes 4).
+# A CSV row takes two lines, as its reply does.
+@pytest.mark.parametrize(
+    ("name", "content", "places"),
+    [
+        ("r.jsonl", lines(ROWS), [":1", ":2", ":3"]),
+        ("r.txt", lines(ROWS), [":1", ":2", ":3"]),
+        ("r.jsonl.gz", gzip.compress(lines(ROWS)), [":1", ":2", ":3"]),
+        ("r.json", indented(ROWS), [":2", ":7", ":12"]),
+        ("r.json", b"\xef\xbb\xbf \r\n" + indented(ROWS) + b"\n", [":3", ":8", ":13"]),
+        ("r.json", json.dumps(ROWS, ensure_ascii=False).encode(), [":1", ":1", ":1"]),
+        ("r.json.gz", gzip.compress(indented(ROWS, "data")), [":7", ":12", ":17"]),
+        ("r.json", indented(ROWS, "instances"), [":7", ":12", ":17"]),
+        ("r.csv", comma_separated(ROWS), [":2", ":4", ":6"]),
+        ("r.csv", b"\xef\xbb\xbf" + comma_separated(ROWS).replace(b"\r\n", b"\n\n"), [":3", ":6", ":9"]),
+        ("r.csv.gz", gzip.compress(comma_separated(ROWS)), [":2", ":4", ":6"]),
+        ("r.parquet", table(ROWS), [", row 1", ", row 2", ", row 3"]),
+    ],
+)
+def test_a_file(tmp_path, name, content, places):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert list(rows(str(path))) == [(f"{path}{place}", row) for place, row in zip(places, ROWS, strict=True)]
+
+
+def test_columns_of_csv_that_are_no_text(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text('rating,label,completions,score_chosen,note\n3,true,"[""a"", 1]",,7\n-1e3,FALSE,,0.5,\n')
+    assert [row for _, row in rows(str(path))] == [
+        {"rating": 3, "label": True, "completions": ["a", 1], "score_chosen": None, "note": "7"},
+        {"rating": -1000, "label": False, "completions": None, "score_chosen": 0.5, "note": ""},
+    ]
+
+
+def test_a_reply_in_csv_may_be_longer_than_the_limit_of_the_csv_module(tmp_path):
+    row = {"prompt": "p", "chosen": "a" * 200_000, "rejected": "b"}
+    (tmp_path / "r.csv").write_bytes(comma_separated([row]))
+    assert [found for _, found in rows(str(tmp_path / "r.csv"))] == [row]
+
+
+def test_parquet_keeps_its_place_over_batches(tmp_path):
+    (tmp_path / "r.parquet").write_bytes(table([{"prompt": f"p{i}"} for i in range(600)]))
+    found = list(rows(str(tmp_path / "r.parquet")))
+    assert [where.rsplit(" ")[-1] for where, _ in found] == [str(i) for i in range(1, 601)]
+    assert [row["prompt"] for _, row in found] == [f"p{i}" for i in range(600)]
+
+
+def test_messages_of_parquet_need_no_more_than_role_and_content(tmp_path):
+    """Arrow gives every message the keys of all; one without a value is none."""
+    prompt = [{"role": "user", "content": "Hi", "name": None}]
+    (tmp_path / "r.parquet").write_bytes(table([{"prompt": prompt}]))
+    assert read_prompts(tmp_path / "r.parquet")[0].prompt == (("user", "Hi"),)
+    (tmp_path / "r.parquet").write_bytes(table([{"prompt": [{**prompt[0], "name": "Ann"}]}]))
+    with pytest.raises(DataError, match="row 1: turn 1 of `prompt` holds `name` too"):
+        read_prompts(tmp_path / "r.parquet")
+
+
+def test_malformed_rows_are_passed_over_by_who_counts_them(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text('[{"prompt": "a"},\n{"prompt": NaN},\n{"prompt": "\\ud800"}, 5, {"prompt": "b"}]')
+    found = list(attempts(str(path)))
+    assert [row if isinstance(row, dict) else type(row) for _, row in found] == [
+        {"prompt": "a"},
+        DataError,
+        DataError,
+        DataError,
+        {"prompt": "b"},
+    ]
+    path = tmp_path / "r.csv"
+    path.write_text("prompt,rating\na,1\nb\nc,x\nd,nan\ne,2\n")
+    found = list(attempts(str(path)))
+    assert [where.rsplit(":")[-1] for where, row in found if isinstance(row, DataError)] == ["3", "4", "5"]
+    assert len(found) == 5
+
+
+# Folders
+
+
+def test_a_folder_of_files_in_order_of_their_names(tmp_path):
+    for number, row in enumerate(ROWS):
+        (tmp_path / f"part-{2 - number}.jsonl").write_bytes(lines([row]))
+    (tmp_path / "README.md").write_text("no data")
+    (tmp_path / ".hidden.jsonl").write_text("no data")
+    assert [row["prompt"] for _, row in rows(str(tmp_path))] == ["p2", "p1", "p0"]
+
+
+def test_a_split_of_a_folder(tmp_path):
+    (tmp_path / "harmless" / "data").mkdir(parents=True)
+    (tmp_path / "harmless" / "data" / "train-0-of-2.jsonl").write_bytes(lines(ROWS[:1]))
+    (tmp_path / "harmless" / "data" / "train-1-of-2.parquet").write_bytes(table(ROWS[1:2]))
+    (tmp_path / "harmless" / "test").mkdir()
+    (tmp_path / "harmless" / "test" / "rows.csv").write_bytes(comma_separated(ROWS[2:]))
+    folder = str(tmp_path)
+    assert [row for _, row in rows(Source(folder, split="train"))] == ROWS[:2]
+    assert [row for _, row in rows(Source(folder, split="test", subset="harmless"))] == ROWS[2:]
+    with pytest.raises(DataError, match="has files of the splits test, train; name one as `split`"):
+        list(rows(folder))
+    with pytest.raises(DataError, match=r"no file of the split `dev`; found harmless/data/train-0-of-2\.jsonl, harm"):
+        list(rows(Source(folder, split="dev")))
+    with pytest.raises(DataError, match="helpful: no such folder; expected the subset `helpful` there"):
+        list(rows(Source(folder, subset="helpful")))
+
+
+def test_an_empty_file_in_a_folder_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    (tmp_path / "b.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b\.jsonl: no rows"):
+        list(rows(str(tmp_path)))
+
+
+def test_groups_of_a_run_keep_all_that_they_hold(tmp_path):
+    groups = [Group("p", ("a", "b"), winner=1, completion_ids=((1,), (2,)), provenance={"source": "s:1"})]
+    write_table(groups, tmp_path / "g.parquet")
+    aside = SetAside()
+    assert list(stream_groups(Source(str(tmp_path / "g.parquet")), aside)) == groups
+    assert aside.read == 1
+
+
+def test_what_a_place_has_no_use_for_is_refused(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(lines(ROWS))
+    for option in ("split", "subset", "revision"):
+        with pytest.raises(DataError, match=f"is a file, which has no `{option}`; leave `{option}` out"):
+            list(rows(Source(str(tmp_path / "r.jsonl"), **{option: "x"})))
+    with pytest.raises(DataError, match="is a folder, which has no `revision`"):
+        list(rows(Source(str(tmp_path), revision="x")))
+
+
+# Data sets of `datasets`
+
+
+def test_a_saved_data_set(tmp_path):
+    folder = str(tmp_path / "saved")
+    datasets.Dataset.from_list(ROWS).with_format("numpy").save_to_disk(folder)
+    assert list(rows(folder)) == [(f"{folder}, row {i}", row) for i, row in enumerate(ROWS, 1)]
+    with pytest.raises(DataError, match="holds one data set, of split None, not `train`; leave `split` out"):
+        list(rows(Source(folder, split="train")))
+
+
+def test_a_saved_data_set_with_splits(tmp_path):
+    folder = str(tmp_path / "saved")
+    halves = {"train": datasets.Dataset.from_list(ROWS[:2]), "test": datasets.Dataset.from_list(ROWS[2:])}
+    datasets.DatasetDict(halves).save_to_disk(folder)
+    assert list(rows(Source(folder, split="test"))) == [(f"{folder}[test], row 1", ROWS[2])]
+    for split, found in ((None, "none was named"), ("dev", "`dev` was asked for")):
+        with pytest.raises(DataError, match=f"has the splits train, test and {found}; name one as `split`"):
+            list(rows(Source(folder, split=split)))
+
+
+def test_a_saved_data_set_is_held_to_the_same_values(tmp_path):
+    datasets.Dataset.from_dict({"rewards": [[1.0], [float("nan")]]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match="saved, row 2: `rewards` holds nan"):
+        list(rows(str(tmp_path / "saved")))
+
+
+@pytest.mark.parametrize("broken", ["dataset_info.json", "state.json", "data-00000-of-00001.arrow"])
+def test_a_saved_data_set_that_is_damaged(tmp_path, broken):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / broken).write_bytes(b"{")
+    with pytest.raises(DataError, match="saved: cannot be read as a saved data set: "):
+        list(rows(str(tmp_path / "saved")))
+
+
+# The hub, of which there is none here: what it is asked for, and what comes of its answers
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Answers `load_dataset` with rows, splits or an error, and records how it was asked."""
+    asked = []
+
+    def answer_with(answer):
+        def load_dataset(*args, **options):
+            asked.append((args, options))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return asked
+
+    return answer_with
+
+
+def stream(rows, fail_at=None):
+    def generate():
+        for number, row in enumerate(rows):
+            if number == fail_at:
+                raise OSError("reset by peer https://host/file?X-Signature=secret")
+            yield row
+
+    return datasets.IterableDataset.from_generator(generate)
+
+
+def test_the_hub_is_asked_for_a_stream(hub):
+    asked = hub(stream(ROWS))
+    source = Source("owner/name", split="train", subset="harmless-base", revision="abc123")
+    assert list(rows(source)) == [(f"owner/name@abc123[train], row {i}", row) for i, row in enumerate(ROWS, 1)]
+    options = {"name": "harmless-base", "split": "train", "revision": "abc123", "streaming": True}
+    assert asked == [(("owner/name",), options)]  # and so never for `trust_remote_code`
+
+
+def test_a_data_set_of_the_hub_with_splits(hub):
+    hub(datasets.IterableDatasetDict({"train": stream(ROWS)}))
+    assert next(rows("owner/name")) == ("owner/name[train], row 1", ROWS[0])
+    hub(datasets.IterableDatasetDict({"train": stream(ROWS), "test": stream(ROWS)}))
+    with pytest.raises(DataError, match=r"owner/name: has the splits train, test and none was named; name one"):
+        list(rows("owner/name"))
+
+
+def test_what_the_hub_says_no_to_is_told_with_what_to_do(hub):
+    hub(datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist on the Hub\nmore"))
+    with pytest.raises(DataError) as error:
+        list(rows("owner/name"))
+    assert str(error.value).startswith(
+        "owner/name: cannot be read: DatasetNotFoundError: Dataset 'owner/name' doesn't exist on the Hub."
+    )
+    assert "HF_HUB_OFFLINE" in str(error.value)
+    hub(stream([]))
+    with pytest.raises(DataError, match=r"owner/name\[train\]: no rows"):
+        list(rows(Source("owner/name", split="train")))
+
+
+def test_a_stream_that_breaks_off_names_the_row_and_no_signature(hub):
+    hub(stream(ROWS, fail_at=2))
+    with pytest.raises(DataError, match=r"owner/name\[train\], row 3: cannot be read: OSError: reset by peer") as error:
+        list(rows(Source("owner/name", split="train")))
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["owner", "owner/name/more", "/owner/name", "../owner/name", "owner/rows.jsonl", ""])
+def test_what_is_no_hub_id_is_not_asked_for(hub, path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = hub(stream(ROWS))
+    with pytest.raises(DataError, match=r"no such file or folder, and no hub id|no data files"):
+        list(rows(path))
+    assert asked == []
+
+
+# Adapters
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    """A package of adapters with one, which makes a row of prompts from each letter of `raw`."""
+
+    def adapt(name, row, where):
+        assert name == "letters"
+        if "raw" not in row:
+            raise DataError(f"{where}: no `raw`")
+        return [{"prompt": letter} for letter in row["raw"]]
+
+    package = ModuleType("exoalign.data.adapters")
+    package.adapt = adapt
+    monkeypatch.setitem(sys.modules, "exoalign.data.adapters", package)
+
+
+def test_an_adapter_makes_rows_of_raw_ones(tmp_path, adapter):
+    path = str(tmp_path / "r.jsonl")
+    (tmp_path / "r.jsonl").write_bytes(lines([{"raw": "ab"}, {"raw": "c"}]))
+    assert read_prompts(Source(path, "letters")) == [("a", f"{path}:1"), ("b", f"{path}:1"), ("c", f"{path}:2")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"other": 1}, "no `raw`"),
+        ({"raw": ""}, "the adapter `letters` makes nothing of this row"),
+        ({"raw": "a\0"}, "`raw` holds a NUL"),
+    ],
+)
+def test_what_an_adapter_refuses_is_an_error_of_its_row(tmp_path, adapter, raw, message):
+    path = str(tmp_path / "r.jsonl")
+    (tmp_path / "r.jsonl").write_bytes(lines([{"raw": "a"}, raw, {"raw": "b"}]))
+    found = list(attempts(Source(path, "letters")))
+    assert [where for where, row in found if isinstance(row, DataError)] == [f"{path}:2"]
+    with pytest.raises(DataError, match=f"r.jsonl:2: {message}"):
+        list(rows(Source(path, "letters")))
+
+
+# Memory
+
+
+def most_held(consume) -> int:
+    tracemalloc.start()
+    try:
+        consume()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("suffix", "number"), [("jsonl", 200_000), ("csv", 40_000)])
+def test_many_rows_are_never_held_together(tmp_path, suffix, number):
+    """The last 20,000 are watched, as watching is slow: held together they would take 10 MB; buffers take some 100 kB."""
+    path = tmp_path / f"rows.{suffix}"
+    with path.open("w") as file:
+        if suffix == "csv":
+            file.write("prompt,chosen,rejected\n")
+        for i in range(number):
+            pair = {"prompt": f"Question {i}", "chosen": "yes", "rejected": "no"}
+            file.write((json.dumps(pair) if suffix == "jsonl" else ",".join(pair.values())) + "\n")
+    aside = SetAside()
+    groups = stream_groups(str(path), aside)
+    assert sum(1 for _ in islice(groups, number - 20_000)) == number - 20_000
+    counts = []
+    assert most_held(lambda: counts.append(sum(1 for _ in groups))) < 1 << 20
+    assert (counts, aside.read) == ([20_000], number)
+
+
+def test_parquet_holds_a_batch(tmp_path):
+    row = {"text": "x" * 1000}
+    with pq.ParquetWriter(tmp_path / "r.parquet", pa.schema([("text", pa.string())])) as writer:
+        for i in range(20):
+            writer.write_table(pa.Table.from_pylist([{"text": f"{i}-{j}" + row["text"]} for j in range(1000)]))
+    assert most_held(lambda: [None for _ in rows(str(tmp_path / "r.parquet"))]) < 4 << 20  # of 20 MB
+
+
+def test_the_real_files_stream_as_json_reads_them(shared_data):
+    path = shared_data / "rt_polarity_test.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        written = [json.loads(line) for line in file]
+    assert [row for _, row in rows(str(path))] == written
+    assert [row.text for row in read_texts(path)] == [row["text"] for row in written]
+    assert len(read_groups(Source(str(shared_data), split="hh"), limit=5)[0]) == 5
