@@ -12,10 +12,12 @@ from typing import Any, Protocol
 from exoalign import stages
 from exoalign.config_data import SourceSection, as_list
 from exoalign.data import token_cache
+from exoalign.data.doctor.examine import examine_fast
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
 from exoalign.data.prepare import Prepared, as_source, prepare
 from exoalign.data.table import read_table
+from exoalign.errors import DataError
 from exoalign.files import checksum
 from exoalign.groups import Group, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
@@ -23,6 +25,9 @@ from exoalign.models import context_length
 from exoalign.rewards.functions import resolve_reward
 from exoalign.sampling.generate import encode_prompts
 from exoalign.store import StageResult
+
+SAID_IN_TRAINING = ("no_spread", "sharp", "flat", "still")
+"""Findings that the trainer tells with the recipe's betas."""
 
 
 class Done(Protocol):
@@ -118,6 +123,7 @@ class Data:
         train, self.heldout = self._prepared("train"), self._prepared("heldout")
         assert train is not None
         self.train = train
+        self._examine(train)
         if self.heldout is not None:
             known = {_content(group) for group in self.train.groups}
             shared = len({_content(group) for group in self.heldout.groups} & known)
@@ -125,6 +131,20 @@ class Data:
                 self.notes.append(
                     f"{shared} held-out groups are training groups too: the accuracy is not of unseen ones"
                 )
+
+    def _examine(self, train: Prepared) -> None:
+        """The doctor's fast part: its warnings become notes.
+
+        Raises:
+            DataError: with what makes training wrong or impossible.
+        """
+        findings = [f for f in examine_fast(train.groups).findings if f.kind not in SAID_IN_TRAINING]
+        errors = [
+            f"{f.sentence} ({', '.join(f.where)})" if f.where else f.sentence for f in findings if f.grade == "error"
+        ]
+        if errors:
+            raise DataError("\n".join(["the training data cannot be used; `exoalign doctor` says more:", *errors]))
+        self.notes += [finding.sentence for finding in findings if finding.grade == "warning"]
 
     def _prepared(self, side: Side) -> Prepared | None:
         recipe = self.recipe

@@ -13,6 +13,7 @@ from typing import Any
 
 from exoalign import adapters, stages
 from exoalign.config import Recipe
+from exoalign.data.show import render_group
 from exoalign.data.table import read_table
 from exoalign.errors import DataError
 from exoalign.estimate.preflight import Estimate, skeleton
@@ -62,10 +63,17 @@ def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> d
         aligned = done(
             "align",
             {**base, "align": recipe.align.model_dump(), "temperature": recipe.temperature, "groups": source},
-            lambda path: stages.align(context, groups(), path),
+            lambda path: _align(context, groups(), path, say),
         )
         evaluated = inputs.evaluate(done, base, aligned)
         return _report(recipe, folder.path, done.results, aligned, evaluated, inputs.notes)
+
+
+def _align(context: stages.Context, groups: Sequence[Group], folder: Path, say: Say) -> str:
+    """Show one group as the model sees it, and train."""
+    for line in render_group(groups[0], context.tokenizer).split("\n"):
+        say(f"  {line}")
+    return stages.align(context, groups, folder)
 
 
 def estimate(recipe: Recipe, shape: DataShape | None = None) -> Estimate:
