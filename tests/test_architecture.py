@@ -27,7 +27,7 @@ LEVELS = [
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
     ["store", "report", "stages", "inputs", "pipeline"],
-    ["tables", "cli_doctor", "cli"],
+    ["tables", "cli_data", "cli_doctor", "cli"],
 ]
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py
 TORCH_FREE = ["", "config", "recipe", "groups", "estimators", "report", "cli"]  # "": `import exoalign` itself

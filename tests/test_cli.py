@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "align", "merge", "doctor"]
+COMMANDS = ["run", "align", "merge", "doctor", "data"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -22,13 +22,17 @@ COMMANDS = ["run", "align", "merge", "doctor"]
 
 def test_the_options_of_every_command_are_these():
     group = typer.main.get_command(cli.app)
+    commands = {}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        commands |= {name: command} if inner is None else {f"{name} {part}": inner[part] for part in inner}
     offered = {
         name: [
             (" ".join(p.opts) if p.param_type_name == "option" else p.name, p.required, p.default)
             for p in command.params
             if p.name != "help"
         ]
-        for name, command in group.commands.items()
+        for name, command in commands.items()
     }
     assert [p.opts for p in group.params if p.name != "help"] == [["--version"]]
     assert offered == {
@@ -44,6 +48,7 @@ def test_the_options_of_every_command_are_these():
             ("--out", False, None),
             ("--objective", False, "exo_pref"),
             ("--eval-data", False, None),
+            ("--adapter", False, None),
             ("--limit", False, None),
             ("--eval-limit", False, None),
             ("--estimate", False, False),
@@ -74,6 +79,20 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
             ("--html", False, None),
         ],
+        "data convert": [
+            ("source", True, None),
+            ("out", True, None),
+            ("--to", True, None),
+            ("--adapter", False, None),
+            ("--split", False, None),
+            ("--subset", False, None),
+            ("--revision", False, None),
+            ("--limit", False, None),
+            ("--pairs", False, "best_worst"),
+            ("--force", False, False),
+            ("--json", False, False),
+        ],
+        "data adapters": [("--json", False, False)],
     }
 
 
@@ -84,7 +103,10 @@ def python(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *[[command, "--help"] for command in COMMANDS]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *[[*c.split(), "--help"] for c in [*COMMANDS, "data convert"]]],
+)
 def test_help_exits_with_0_and_loads_no_torch(arguments):
     done = python("-X", "importtime", "-m", "exoalign", *arguments)
     assert done.returncode == 0
@@ -210,7 +232,10 @@ BAD = {
         "run prompts.yaml prompts.train=no_prompt.jsonl",
         "no_prompt.jsonl:2: no `prompt`; found columns text",
     ),
-    "no prompt in a pair": (f"{ALIGN} no_prompt_pair.jsonl", "no_prompt_pair.jsonl:2: no `prompt`, and `chosen` and"),
+    "no prompt in a pair": (
+        f"{ALIGN} no_prompt_pair.jsonl",
+        "no_prompt_pair.jsonl:2: no `prompt`; found columns chosen",
+    ),
     "bad held-out data": (f"{ALIGN} pairs.jsonl --eval-data broken.jsonl", "broken.jsonl:2: not JSON at column "),
     "long pair": (
         f"{ALIGN} long.jsonl",

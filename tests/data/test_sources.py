@@ -4,16 +4,16 @@ import csv
 import gzip
 import io
 import json
-import sys
 import tracemalloc
 from itertools import islice
-from types import ModuleType
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from exoalign.data.adapters import ADAPTERS
+from exoalign.data.adapters.schema import Adapter
 from exoalign.data.formats import read_groups, read_prompts, read_texts, stream_groups
 from exoalign.data.set_aside import SetAside
 from exoalign.data.sources import Source, attempts, rows
@@ -289,17 +289,13 @@ def test_what_is_no_hub_id_is_not_asked_for(hub, path, monkeypatch, tmp_path):
 
 @pytest.fixture
 def adapter(monkeypatch):
-    """A package of adapters with one, which makes a row of prompts from each letter of `raw`."""
+    """One more adapter, which makes a row of prompts from each letter of `raw`."""
 
-    def adapt(name, row, where):
-        assert name == "letters"
-        if "raw" not in row:
-            raise DataError(f"{where}: no `raw`")
+    def convert(row, where):
         return [{"prompt": letter} for letter in row["raw"]]
 
-    package = ModuleType("exoalign.data.adapters")
-    package.adapt = adapt
-    monkeypatch.setitem(sys.modules, "exoalign.data.adapters", package)
+    letters = Adapter("letters", "owner/letters", "prompts", {"raw": str}, convert)
+    monkeypatch.setitem(ADAPTERS, "letters", letters)
 
 
 def test_an_adapter_makes_rows_of_raw_ones(tmp_path, adapter):

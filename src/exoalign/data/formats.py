@@ -1,7 +1,7 @@
 """Reads prompts, groups and texts. A row is either right, or set aside and counted, or refused with its file and line.
 
-`shapes` has the formats of rows, `sources` the files, folders and hub ids that they stand in. The Parquet files of a run are
-read as the groups that they hold.
+`sources` has the files, folders and hub ids that rows stand in, `kinds` their formats, `shapes` makes groups of them. The
+Parquet files of a run are read as the groups that they hold.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from exoalign.data.conversations import completion_of, conversation_of, fault_of, prompt_of, type_name
+from exoalign.data.kinds import OneKind, columns_of, kind_of, need
 from exoalign.data.set_aside import SetAside
-from exoalign.data.shapes import OneKind, columns_of, format_row, kind_of, need, rated, unusable
+from exoalign.data.shapes import format_row, rated, unusable
 from exoalign.data.sources import Row, Source, as_source, attempts, rows
 from exoalign.data.table import is_group_table, read_table
 from exoalign.errors import DataError

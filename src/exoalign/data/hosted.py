@@ -38,8 +38,10 @@ def read_saved(path: Path, split: str | None) -> Rows:
     yield from _dataset_rows(found.with_format(None), label)
 
 
-def read_hub(name: str, *, split: str | None, subset: str | None, revision: str | None) -> Rows:
+def read_hub(name: str, *, split: str | None, subset: str | None, revision: str | None, folders: bool = False) -> Rows:
     """Stream the rows of a data set of the hub with "owner/name@revision[split], row N"; for a malformed one its error.
+
+    `subset` is a configuration or, with `folders`, a folder of the data set.
 
     Raises:
         DataError: if the hub cannot be reached or refuses, or the split is not there or must be named.
@@ -48,7 +50,8 @@ def read_hub(name: str, *, split: str | None, subset: str | None, revision: str 
 
     label = name + (f"@{revision}" if revision else "")
     try:
-        found = datasets.load_dataset(name, name=subset, split=split, revision=revision, streaming=True)
+        chosen = {"data_dir" if folders else "name": subset}
+        found = datasets.load_dataset(name, **chosen, split=split, revision=revision, streaming=True)
     except Exception as error:  # network, hub and file errors of many libraries
         raise _hub_error(label, error) from error
     if isinstance(found, dict):

@@ -1,13 +1,4 @@
-"""The formats of a row: which one it has, and the group that it becomes.
-
-| kind | columns | becomes |
-|---|---|---|
-| `pairs` | `prompt, chosen, rejected`, or `chosen, rejected` that begin alike | K = 2, `winner` 0; rewards from scores |
-| `kway` | `prompt, completions, rewards` | K completions with rewards |
-| `rankings` | `prompt, completions, ranks`, 1 the best | rewards (K - rank) / (K - 1) |
-| `ratings` | `prompt, completion, rating`, or TRL's `label` | one completion of its prompt's group |
-| `prompts` | `prompt` | a prompt |
-| `text` | `messages`, or `text`, or TRL's `prompt, completion` | text for SFT |
+"""Rows of each kind into groups: what their values must be, and when well-formed ones cannot be used.
 
 Scores of a pair are `score_chosen, score_rejected`, or `chosen_score, rejected_score`, or their difference as `margin`. A
 prompt and what answers it may be conversations: lists of `{"role", "content"}`. Other columns are left out of the group.
@@ -29,100 +20,12 @@ from exoalign.data.conversations import (
     type_name,
 )
 from exoalign.data.hh import ASSISTANT, split_transcripts
+from exoalign.data.kinds import GROUPS, columns_of, kind_of, need
 from exoalign.data.set_aside import SetAside
 from exoalign.errors import DataError
 from exoalign.groups import Completion, Group, Prompt
 
-_GROUPS = (
-    "expected `prompt, chosen, rejected`, or `prompt, completions, rewards` (or `ranks`), or `prompt, completion, rating`,"
-    " or transcripts `chosen, rejected`"
-)
-_COLUMNS = {
-    "pairs": ("prompt", "chosen", "rejected"),
-    "kway": ("prompt", "completions", "rewards"),
-    "rankings": ("prompt", "completions", "ranks"),
-    "ratings": ("prompt", "completion", "rating", "label"),
-    "prompts": ("prompt",),
-    "text": ("messages", "text", "prompt", "completion"),
-}
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-
-
-def kind_of(row: Mapping[str, Any], where: str = "row") -> str:
-    """The format of a row by its columns: pairs, kway, ratings, rankings, prompts or text.
-
-    Raises:
-        DataError: if it has the columns of none.
-    """
-    if "completions" in row:
-        return "rankings" if "ranks" in row and "rewards" not in row else "kway"
-    if "chosen" in row or "rejected" in row:
-        return "pairs"
-    if "completion" in row:
-        return "ratings" if "rating" in row or "label" in row else "text"
-    if "text" in row or "messages" in row:
-        return "text"
-    if "prompt" in row:
-        return "prompts"
-    raise DataError(f"{where}: columns {columns_of(row)}; {_GROUPS}, or `prompt`, or `text`, or `messages`")
-
-
-def columns_of(row: Mapping[str, Any]) -> str:
-    """The row's columns, for a message."""
-    return ", ".join(sorted(row)) or "none"
-
-
-def need(row: Mapping[str, Any], where: str, *columns: str) -> None:
-    """Refuse a row that lacks one of the columns.
-
-    Raises:
-        DataError: naming the column and those that are there.
-    """
-    for column in columns:
-        if column not in row:
-            raise DataError(f"{where}: no `{column}`; found columns {columns_of(row)}; add it, or leave the row out")
-
-
-class OneKind:
-    """Holds the rows of a source to the kind, the columns and the type of the first usable one."""
-
-    def __init__(self) -> None:
-        self.first: tuple[str, dict[str, str]] | None = None
-        self.kind = ""
-
-    def check(self, row: Mapping[str, Any], where: str) -> None:
-        """Compare a row with the first one, or make it the first.
-
-        Raises:
-            DataError: if it lacks a column, is of another kind, or has messages where the first has text.
-        """
-        kind = kind_of(row, where)
-        if self.first is None:
-            types = {column: type_name(row[column]) for column in _COLUMNS[kind] if column in row}
-            self.first, self.kind = (where, types), kind
-            return
-        place, types = self.first
-        for column in types:
-            if column not in row:
-                raise DataError(
-                    f"{where}: no `{column}`; found columns {columns_of(row)}; expected a row of {self.kind} as at {place}:"
-                    " keep one kind in a file"
-                )
-        if kind != self.kind or ("prompt" in row) != ("prompt" in types):
-            raise DataError(
-                f"{where}: columns {columns_of(row)} make a row of {kind}; expected {self.kind} with"
-                f" {', '.join(types)} as at {place}: keep one kind in a file"
-            )
-        column, expected = next(iter(types.items()))
-        if {expected, found := type_name(row[column])} == {"str", "list"}:
-            raise DataError(
-                f"{where}: `{column}` is {found}; expected {expected} as at {place}: write text or messages, not both"
-            )
-
-    def forget(self, where: str) -> None:
-        """Look for another first row, because the one at this place turned out to be malformed."""
-        if self.first is not None and self.first[0] == where:
-            self.first = None
 
 
 def format_row(row: Mapping[str, Any], where: str, aside: SetAside) -> Group | None:
@@ -146,7 +49,7 @@ def format_row(row: Mapping[str, Any], where: str, aside: SetAside) -> Group | N
         return _many(row, where, aside)
     if kind == "ratings":
         raise DataError(f"{where}: one rated completion is no group; read the whole file, which groups them by prompt")
-    raise DataError(f"{where}: columns {columns_of(row)}; {_GROUPS}")
+    raise DataError(f"{where}: columns {columns_of(row)}; {GROUPS}")
 
 
 def rated(row: Mapping[str, Any], where: str) -> tuple[Prompt, Completion, float]:
@@ -235,8 +138,8 @@ def _many(row: Mapping[str, Any], where: str, aside: SetAside) -> Group | None:
     prompt, values, numbers = prompt_of(row["prompt"], where), row["completions"], row[column]
     if not isinstance(values, list) or not all(isinstance(value, str | list) for value in values):
         raise DataError(f'{where}: `completions` is no list of texts or conversations; expected ["...", "..."]')
-    if not values:
-        raise DataError(f"{where}: found 0 completion(s), expected at least 2; leave the row out")
+    if len(values) < 2:
+        raise DataError(f"{where}: found {len(values)} completion(s), expected at least 2; leave the row out")
     if not isinstance(numbers, list) or not all(_is_number(number) for number in numbers):
         found = f"holds {_shown(next(n for n in numbers if not _is_number(n)))}" if isinstance(numbers, list) else None
         raise DataError(
@@ -277,7 +180,7 @@ def _rewards_of_ranks(ranks: tuple[float, ...], where: str) -> tuple[float, ...]
         raise DataError(
             f"{where}: `ranks` are {', '.join(f'{r:g}' for r in ranks)}; expected 1 (best) to {k}, each once"
         )
-    return tuple((k - rank) / (k - 1) for rank in ranks) if k > 1 else (1.0,)
+    return tuple((k - rank) / (k - 1) for rank in ranks)
 
 
 def _is_number(value: Any) -> bool:

@@ -16,7 +16,6 @@ cannot.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -82,7 +81,9 @@ def attempts(source: Source | str) -> Iterator[tuple[str, Row | DataError]]:
     if source.adapter is None:
         yield from _raw(source)
         return
-    adapt = importlib.import_module("exoalign.data.adapters").adapt  # late: few need it
+    from exoalign.data.adapters import adapt, find_adapter  # late: few need it
+
+    find_adapter(source.adapter)
     for where, row in _raw(source):
         if isinstance(row, DataError):
             yield where, row
@@ -117,7 +118,15 @@ def _raw(source: Source) -> Iterator[tuple[str, Row | DataError]]:
             for file in _data_files(path, source.split):
                 yield from _file(file)
     elif _HUB_ID.fullmatch(source.path) and not source.path.endswith(_SUFFIXES):
-        yield from read_hub(source.path, split=source.split, subset=source.subset, revision=source.revision)
+        from exoalign.data.adapters import ADAPTERS
+
+        yield from read_hub(
+            source.path,
+            split=source.split,
+            subset=source.subset,
+            revision=source.revision,
+            folders=source.adapter is not None and ADAPTERS[source.adapter].folders,
+        )
     else:
         raise DataError(
             f"{source.path}: no such file or folder, and no hub id; expected a path that exists, or `owner/name`"

@@ -1,0 +1,31 @@
+"""Film reviews: IMDb (Maas et al. 2011) and rt-polarity (Pang and Lee 2005), both `text, label`.
+
+The text is for SFT; the label is left out. A prompt is the beginning of a review up to the end of its eighth word, as it stands
+there, which is about ten tokens: counting tokens would take a tokenizer. A shorter review is a prompt as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+
+from exoalign.data.adapters.schema import Adapter, Row
+
+WORDS = 8
+_SCHEMA = {"text": str, "label": int}
+_BEGINNING = re.compile(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+")
+
+
+def _text(row: Row, where: str) -> list[Row]:
+    return [{"text": row["text"]}]
+
+
+def _prompt(row: Row, where: str) -> list[Row]:
+    beginning = _BEGINNING.match(row["text"])
+    return [{"prompt": beginning[0] if beginning else ""}]
+
+
+ADAPTERS = [
+    Adapter("imdb", "stanfordnlp/imdb", "text: a review", _SCHEMA, _text),
+    Adapter("imdb_prompts", "stanfordnlp/imdb", f"prompts: the first {WORDS} words of a review", _SCHEMA, _prompt),
+    Adapter("rt_polarity", "cornell-movie-review-data/rotten_tomatoes", "text: a sentence", _SCHEMA, _text),
+]
