@@ -415,7 +415,10 @@ def test_an_estimate_takes_its_lengths_from_data(place, exoalign, tiny_folder):
     found = json.loads(out)
     # one token a byte, and the end of the turn
     expected = {"groups": 2, "prompt": 2, "k": 2, "completion": 7, "completions": 4}
-    assert (code, found["shape"]) == (0, expected | {"targets": 2 * (7 + 6), "tokens": 2 * (2 + 6 + 5)})
+    assert (code, found["shape"]) == (
+        0,
+        expected | {"targets": 2 * (7 + 6), "counted": 2 * (7 + 6), "tokens": 2 * (2 + 6 + 5)},
+    )
     assert found["total"] > found["weights"] + found["gradients"] + found["optimizer"]
     assert contents(place) == before
 

@@ -33,6 +33,17 @@ def test_sequences_become_tuples_and_numbers_become_floats():
     assert FULL.k == 2
 
 
+def test_tokens_that_do_not_count_are_marked_and_not_counted():
+    assert FULL.marked_ids == FULL.completion_ids
+    assert FULL.counted_tokens == (1, 2)
+    turns = dataclasses.replace(
+        FULL, completion_ids=((3,), (4, 0, 6)), completion_masks=((True,), (True, False, False))
+    )
+    assert turns.marked_ids == ((3,), (4, -1, -7))
+    assert turns.counted_tokens == (1, 1)
+    assert Group("a", ("b",)).counted_tokens == ()
+
+
 def test_messages_are_taken_as_pairs_or_as_dicts():
     as_dicts = Group([{"role": "user", "content": "Hi"}], ("a",))
     as_pairs = Group([["user", "Hi"]], ("a",))

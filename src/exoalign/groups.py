@@ -177,6 +177,19 @@ class Group:
         return len(self.completions)
 
     @property
+    def counted_tokens(self) -> tuple[int, ...]:
+        """How many tokens of each completion count in its log-prob: all without masks, none (an empty tuple) without ids."""
+        return tuple(sum(i >= 0 for i in ids) for ids in self.marked_ids)
+
+    @property
+    def marked_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Token ids of each completion, `~i` (negative) for an i that does not count: with the prompt's, all that tells one."""
+        if self.completion_masks is None:
+            return self.completion_ids or ()
+        pairs = zip(self.completion_ids or (), self.completion_masks, strict=True)
+        return tuple(tuple(i if m else ~i for i, m in zip(ids, mask, strict=True)) for ids, mask in pairs)
+
+    @property
     def where(self) -> str:
         """Where the group comes from, for error messages: its source row, else the beginning of its prompt."""
         return str(self.provenance.get("source") or f"group {prompt_text(self.prompt)[:40]!r}")

@@ -62,6 +62,21 @@ def test_what_one_group_lacks_the_batch_lacks():
     assert collate([won, won]).winner.tolist() == [1, 1]
 
 
+def test_masks_of_one_group_are_masks_of_the_batch():
+    turns = dataclasses.replace(TWO, completion_masks=((True, False, False, True), (True,), (True,)))
+    batch = collate([ONE, turns])
+    assert batch.completion_masks.dtype == torch.bool
+    assert batch.completion_masks.int().tolist() == [  # True at the real tokens of the group without masks
+        [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]],
+        [[1, 0, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0]],
+    ]
+    assert collate([ONE, TWO]).completion_masks is None
+    assert "completion_masks" not in collate([ONE]).as_dict()
+    part = batch.take([1], [2, 0])
+    assert part.completion_masks.int().tolist() == [[[1, 0, 0, 0], [1, 0, 0, 1]]]
+    assert batch.take([0]).completion_masks.int().tolist() == [[[1, 0], [1, 1], [0, 0]]]
+
+
 def test_groups_without_ids_are_refused():
     with pytest.raises(DataError, match=r"^f:1: has no token ids; call exoalign\.tokenize first"):
         collate([ONE, Group("a", ("x",), prompt_ids=(1,), provenance={"source": "f:1"})])

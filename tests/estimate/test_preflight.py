@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,9 +31,12 @@ def test_the_shape_of_groups_by_hand():
     ]
     shape = shape_of(groups)
     assert (shape.groups, shape.prompt, shape.k, shape.completion, shape.completions) == (2, 9, 3, 4, 5)
-    assert shape.targets == 1 + 2 + 3 + 4 + 2
+    assert shape.targets == shape.counted == 1 + 2 + 3 + 4 + 2
     assert shape.tokens == (3 + 0 + 1 + 2) + (9 + 3 + 1)
     assert shape.largest_group == 9 + 3 * 3
+    masks = ((True, False, False, True), (False, True))
+    turns = shape_of([groups[0], replace(groups[1], completion_masks=masks)])
+    assert turns == replace(shape, counted=1 + 2 + 3 + 2 + 1)
 
 
 def test_shapes_as_text():
@@ -52,6 +56,17 @@ def test_work_by_hand():
     assert _work(shape, found, simulated=60, tokens=120, epochs=2) == (5, 600 * 3 + 2 * 600 * 9)
     # passes of 40 tokens: the prompt and two completions, so two of them and the prompt twice, and one more forward
     assert _work(shape, found, simulated=60, tokens=40, epochs=1) == (20, 600 * 3 + 800 * 12)
+
+
+def test_what_does_not_count_takes_no_time_in_the_head(tiny_folder):
+    # 4 completions of 11 tokens of which 5 count, in one pass: 6 of 11 products of 32 x 259 less, forward and (3 of them)
+    # backward in one epoch, and forward once more for the reference
+    shape = even_shape(groups=10, prompt=20, k=4, completion=11)
+    model = skeleton(str(tiny_folder))
+    every, some = (
+        estimate(model, replace(shape, counted=n), tokens_per_pass=60, **SETTINGS) for n in (shape.targets, 10 * 4 * 5)
+    )
+    assert every.operations - some.operations == pytest.approx(10 * 4 * 6 * 5 * 2 * 32 * 259, rel=0.02)
 
 
 def test_the_sum_and_the_time(tiny_folder):

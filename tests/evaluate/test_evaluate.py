@@ -1,5 +1,7 @@
 """Evaluation numbers by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from exoalign import ExoConfig, Group
@@ -27,6 +29,14 @@ def test_summary_by_hand():
     assert metrics["base"]["length"]["mean"] == 2.0
     assert metrics["aligned"]["length"]["mean"] == 3.5
     assert (metrics["prompts"], metrics["completions_per_prompt"]) == (2, 2)
+
+
+def test_the_length_of_a_trajectory_is_what_the_assistant_wrote():
+    (group,) = samples([(0.0, 1.0)], [(2, 5)])
+    turns = replace(group, completion_masks=((True, True), (True, False, False, True, True)))
+    metrics = summarise([group], [turns], [[0, 0]], [[0, 0]])
+    assert metrics["base"]["length"]["mean"] == 3.5
+    assert metrics["aligned"]["length"]["mean"] == 2.5
 
 
 def test_samples_of_other_prompts_are_refused():

@@ -95,8 +95,11 @@ SETTINGS = {**MODELS, **MIXTURES, **UNFIT}
 PAD = 17  # a token like any other: padding must not be seen, whatever fills it
 
 
-def group_of(prompt, *completions):
-    return Group("p", ("x",) * len(completions), prompt_ids=prompt, completion_ids=completions)
+def group_of(prompt, *completions, masks=None):
+    """Token ids, and for each completion what counts, as "1101"."""
+    masks = None if masks is None else tuple(tuple(bit == "1" for bit in mask) for mask in masks)
+    texts = ("x",) * len(completions)
+    return Group("p", texts, prompt_ids=prompt, completion_ids=completions, completion_masks=masks)
 
 
 # Prompts of 1 to 6 tokens; K of 3, 1 and 4; completions of 1 to 8 tokens.
@@ -104,6 +107,18 @@ GROUPS = [
     group_of((3, 1, 4, 1, 5, 9), (2, 6, 5), (3,), (5, 8, 9, 7, 9, 3, 2, 3)),
     group_of((7,), (1, 8, 2, 8)),
     group_of((0, 22, 0), (4,), (4, 5), (22, 22, 22), (0, 0, 0, 0, 0)),
+]
+# The same K. Three turns; the same tokens of which others count; a last token that does not count; a group where all count.
+TRAJECTORIES = [
+    group_of(
+        (3, 1, 4, 1, 5, 9),
+        (2, 6, 5, 8, 9, 7, 9, 3),
+        (2, 6, 5, 8, 9, 7, 9, 3),
+        (5, 8),
+        masks=("11000111", "01100001", "10"),
+    ),
+    GROUPS[1],
+    group_of((0, 22, 0), (4,), (4, 5), (22, 22, 22), (0, 0, 0, 0, 0), masks=("1", "01", "101", "01001")),
 ]
 
 
@@ -179,12 +194,13 @@ def encoder_decoder():
     return AutoModelForSeq2SeqLM.from_config(config).eval()
 
 
-def sequence_logprob(model, prompt, completion, temperature=1.0):
-    """sum_t log softmax(logits_t / T)[y_t] of one sequence without padding, from the logits at every place."""
+def sequence_logprob(model, prompt, completion, temperature=1.0, mask=None):
+    """sum_t log softmax(logits_t / T)[y_t] of one sequence without padding, from the logits at every place, where t counts."""
     logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
     log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, -1)
     # the logits at place j predict the token at place j + 1
-    return sum(log_p[len(prompt) + t - 1, token] for t, token in enumerate(completion))
+    counted = [t for t in range(len(completion)) if mask is None or mask[t]]
+    return sum(log_p[len(prompt) + t - 1, completion[t]] for t in counted)
 
 
 def one_by_one(model, groups, temperature=1.0):
@@ -192,7 +208,11 @@ def one_by_one(model, groups, temperature=1.0):
     k = max(group.k for group in groups)
     rows = []
     for group in groups:
-        values = [sequence_logprob(model, group.prompt_ids, ids, temperature) for ids in group.completion_ids]
+        masks = group.completion_masks or [None] * group.k
+        values = [
+            sequence_logprob(model, group.prompt_ids, ids, temperature, mask)
+            for ids, mask in zip(group.completion_ids, masks, strict=True)
+        ]
         rows.append(torch.stack([*values, *[torch.zeros_like(values[0])] * (k - group.k)]))
     return torch.stack(rows)
 

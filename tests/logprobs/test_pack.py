@@ -1,5 +1,7 @@
 """Packed rows written out by hand, and what the attention lets each token see, by enumeration of all pairs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from architectures import GROUPS, group_of
@@ -191,6 +193,54 @@ class TestPack:
         assert packed.sums(tokens, (1, 3)).tolist() == [[36 + 10 + 11, 36, 9]]
         assert packed.sums(tokens, (2, 2)).tolist() == [[57, 36], [9, 0]]
 
+    def test_what_does_not_count_is_seen_and_not_predicted(self):
+        # assistant 21 22, user 31 32, assistant 41 42
+        assert_packed(
+            pack(collate([group_of((11, 12), (21, 22, 31, 32, 41, 42), masks=["110011"])])),
+            ids=[11, 12, 21, 22, 31, 32, 41],
+            positions=[0, 1, 2, 3, 4, 5, 6],
+            predictors=[1, 2, 5, 6],
+            targets=[21, 22, 41, 42],
+            owner=[0] * 4,
+            branches=[((), ((0, 2),)), (((0, 2),), ((2, 7),))],
+        )
+
+    def test_an_end_that_does_not_count_is_left_out(self):
+        assert_packed(
+            pack(collate([group_of((11,), (21, 22, 31, 32), (21, 31), masks=["1100", "10"])])),
+            ids=[11, 21],
+            positions=[0, 1],
+            predictors=[0, 1, 0],
+            targets=[21, 22, 21],
+            owner=[0, 0, 1],
+            branches=[((), ((0, 1),)), (((0, 1),), ((1, 2),))],
+        )
+
+    def test_a_stem_of_which_each_counts_another_part(self):
+        # the same tokens twice, and a third that goes on from where the second's last counted token stands
+        stem = (1, 2, 3, 4, 5, 6, 7, 8)
+        masks = ["0110000011", "1100000100", "0000000101"]
+        assert_packed(
+            pack(collate([group_of((11,), (*stem, 21, 22), (*stem, 21, 22), (*stem, 23, 24), masks=masks)])),
+            ids=[11, *stem, 21, 23],
+            positions=[*range(9), 9, 9],
+            # of the stem 1, 2, 3 and 8; then 21 and 22 of the first, and 24 of the third
+            predictors=[0, 1, 2, 7, 8, 9, 10],
+            targets=[1, 2, 3, 8, 21, 22, 24],
+            term=[1, 2, 4, 5, 0, 1, 3, 3, 6],
+            owner=[0] * 4 + [1] * 3 + [2] * 2,
+            branches=[((), ((0, 1),)), (((0, 1),), ((1, 9),)), (((0, 1), (1, 9)), ((9, 10), (10, 11)))],
+        )
+
+    def test_without_a_token_that_counts_a_completion_is_no_part_of_the_row(self):
+        batch = replace(
+            collate([group_of((11,), (21, 22), (31,))]),
+            completion_masks=torch.tensor([[[False, False], [True, True]]]),
+        )
+        packed = pack(batch)
+        assert packed.input_ids.tolist() == [[11]]
+        assert (packed.targets.tolist(), packed.owner.tolist()) == ([31], [1])
+
     def test_on_another_device_it_is_the_same(self):
         packed = pack(collate(GROUPS))
         moved = packed.to(torch.device("meta"))
@@ -270,19 +320,35 @@ def weights_of(layout, n, window, **extra):
 
 
 FEW_TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=6)
-FEW_GROUPS = st.lists(st.tuples(FEW_TOKENS, st.lists(FEW_TOKENS, min_size=1, max_size=5)), min_size=1, max_size=3)
+
+
+@st.composite
+def few_groups(draw):
+    """Up to 3 groups of up to 5 completions, some of them with masks."""
+    groups = []
+    for _ in range(draw(st.integers(1, 3))):
+        completions, masks = draw(st.lists(FEW_TOKENS, min_size=1, max_size=5)), None
+        if draw(st.booleans()):
+            masks = [draw(st.text("01", min_size=len(ids), max_size=len(ids))) for ids in completions]
+            masks = [mask if "1" in mask else "1" * len(mask) for mask in masks]
+        groups.append(group_of(draw(FEW_TOKENS), *completions, masks=masks))
+    return groups
 
 
 def assert_each_sees_its_own_sequence(groups, seen, packed, window):
-    """What a token of a completion is predicted from sees the prompt and the completion so far, each token once, in order."""
+    """What a token that counts is predicted from sees the prompt and the completion so far, each token once, in order."""
     ids, positions = packed.input_ids[0], packed.position_ids[0]
     k = max(group.k for group in groups)
     for b, group in enumerate(groups):
         for j, completion in enumerate(group.completion_ids):
             sequence = [*group.prompt_ids, *completion]
             terms = packed.term[packed.owner == b * k + j]
-            assert packed.targets[terms].tolist() == list(completion)
-            for m, stop in zip(terms, range(len(group.prompt_ids), len(sequence)), strict=True):
+            mask = group.completion_masks[j] if group.completion_masks else [True] * len(completion)
+            assert packed.targets[terms].tolist() == [
+                token for token, counts in zip(completion, mask, strict=True) if counts
+            ]
+            stops = [len(group.prompt_ids) + t for t, counts in enumerate(mask) if counts]
+            for m, stop in zip(terms, stops, strict=True):
                 start = 0 if window is None else max(0, stop - window)
                 before = seen[packed.predictors[m]].nonzero().squeeze(1)
                 before = before[positions[before].argsort()]
@@ -293,9 +359,8 @@ def assert_each_sees_its_own_sequence(groups, seen, packed, window):
 @pytest.mark.parametrize("saved", [1, 4])
 @pytest.mark.parametrize("system", [1, 3])
 @settings(max_examples=60, deadline=None)
-@given(drawn=FEW_GROUPS, window=st.sampled_from([None, 1, 2, 4]), call=st.sampled_from([1, 2048]))
-def test_every_predictor_sees_the_sequence_before_its_target(saved, system, drawn, window, call):
-    groups = [group_of(prompt, *completions) for prompt, completions in drawn]
+@given(groups=few_groups(), window=st.sampled_from([None, 1, 2, 4]), call=st.sampled_from([1, 2048]))
+def test_every_predictor_sees_the_sequence_before_its_target(saved, system, groups, window, call):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trie, "SAVED", saved)
         patch.setattr(trie, "CALL", call)
@@ -304,6 +369,7 @@ def test_every_predictor_sees_the_sequence_before_its_target(saved, system, draw
     n = packed.input_ids.shape[1]
     assert n <= sum(packed_tokens(len(g.prompt_ids), [len(ids) for ids in g.completion_ids]) for g in groups)
     assert len(packed.predictors) == len(packed.targets)
+    assert set(packed.term.tolist()) == set(range(len(packed.targets)))  # nothing is predicted that counts for none
     for extra in ({}, {"softcap": 2.0}):
         assert_each_sees_its_own_sequence(groups, weights_of(packed.layout, n, window, **extra) > 0, packed, window)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import GROUPS, assert_same_gradients, build, one_by_one
+from architectures import GROUPS, TRAJECTORIES, assert_same_gradients, build, one_by_one
 
 from exoalign import collate, exo_rw
 from exoalign.errors import TrainingError
@@ -25,12 +25,13 @@ def batch_of(groups):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2", "stablelm"])
-@pytest.mark.parametrize("most", [14, 20, 33, 1000])  # groups of 18, 5 and 14 tokens
+@pytest.mark.parametrize("most", [14, 20, 33, 1000])  # groups of 18, 5 and 14 tokens; of trajectories 24, 5 and 14
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_the_gradient_is_that_of_the_whole(kind, most, checkpointing):
+@pytest.mark.parametrize("groups", [GROUPS, TRAJECTORIES], ids=["replies", "trajectories"])
+def test_the_gradient_is_that_of_the_whole(kind, most, checkpointing, groups):
     model = build(kind)
-    batch = batch_of(GROUPS)
-    truth = losses(one_by_one(model, GROUPS, 0.7), batch).sum() / 5
+    batch = batch_of(groups)
+    truth = losses(one_by_one(model, groups, 0.7), batch).sum() / 5
     model.zero_grad()
     truth.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

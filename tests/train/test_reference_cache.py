@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,12 @@ def computed(monkeypatch):
 def by_hand(model, group, temperature=1.0):
     """Each completion as one unpadded row, the textbook way."""
     values = []
-    for completion in group.completion_ids:
+    for completion, mask in zip(group.completion_ids, group.completion_masks or [None] * group.k, strict=True):
         logits = model(torch.tensor([[*group.prompt_ids, *completion]])).logits[0].double() / temperature
         logp = torch.log_softmax(logits, -1)
         start = len(group.prompt_ids) - 1
-        values.append(sum(float(logp[start + t, token]) for t, token in enumerate(completion)))
+        counted = [t for t in range(len(completion)) if mask is None or mask[t]]
+        values.append(sum(float(logp[start + t, completion[t]]) for t in counted))
     return values
 
 
@@ -217,6 +219,34 @@ def test_keys_are_hashes_of_the_token_ids():
     assert completion_keys(group) == expected
     moved = Group("a", ("b",), prompt_ids=(1,), completion_ids=((2, 3),))  # the same ids, cut elsewhere
     assert completion_keys(moved)[0] != expected[0]
+
+
+def test_which_tokens_count_is_part_of_the_key():
+    def keys(ids, *mask):
+        return completion_keys(
+            Group("a", ("b",), prompt_ids=(1,), completion_ids=(ids,), completion_masks=mask or None)
+        )
+
+    plain = keys((2, 3))
+    assert keys((2, 3), (True, True)) == plain  # the same number
+    assert keys((2, 3), (False, True)) == [hashlib.sha256(struct.pack("<4q", 1, 1, ~2, 3)).digest()]
+    assert len({plain[0], keys((2, 3), (False, True))[0], keys((2, 3), (True, False))[0]}) == 3
+
+
+def test_the_same_tokens_under_other_masks_are_computed_and_right(tiny_model, groups, tmp_path, computed):
+    add_reference(groups[:1], tiny_model, cache=ReferenceCache(tmp_path), **PLAIN)
+    del computed[:]
+    # three completions of 8, 9 and 10 tokens: all of the first counts, of the others the first and the last token
+    masks = tuple(tuple(k == 0 or t in (0, n - 1) for t in range(n)) for k, n in enumerate((8, 9, 10)))
+    turns = [replace(groups[0], completion_masks=masks)]
+    assert [len(ids) for ids in turns[0].completion_ids] == [8, 9, 10]
+    cache = ReferenceCache(tmp_path)
+    done = add_reference(turns, tiny_model, cache=cache, **PLAIN)
+    assert computed == [1, 2]  # the spot check on the one that is known; the two that are not
+    assert_right(done, tiny_model)
+    again = add_reference(turns, tiny_model, cache=cache, **PLAIN)
+    assert values_of(again) == values_of(done)
+    assert cache.reused == 1
 
 
 def test_groups_without_token_ids_are_named(tiny_model, tmp_path):

@@ -14,7 +14,8 @@ def collate(groups: Sequence[Group], *, pad_id: int = 0) -> GroupBatch:
     """Pad B groups of ragged K into one batch.
 
     Args:
-        groups: groups with token ids; rewards, winner and reference log-probs are taken where all groups have them.
+        groups: groups with token ids; rewards, winner and reference log-probs are taken where all groups have them, masks
+            where any group has them.
         pad_id: the id that fills the unused places. It is masked everywhere and has no influence.
 
     Raises:
@@ -31,11 +32,17 @@ def collate(groups: Sequence[Group], *, pad_id: int = 0) -> GroupBatch:
     prompt_ids = torch.full((b, max(map(len, prompts))), pad_id)
     completion_ids = torch.full((b, k, max(len(ids) for replies in completions for ids in replies)), pad_id)
     completion_lengths = torch.zeros((b, k), dtype=torch.long)
+    completion_masks = None
+    if any(group.completion_masks is not None for group in groups):
+        completion_masks = torch.zeros(completion_ids.shape, dtype=torch.bool)
     for i, (prompt, replies) in enumerate(zip(prompts, completions, strict=True)):
         prompt_ids[i, : len(prompt)] = torch.tensor(prompt)
         for j, ids in enumerate(replies):
             completion_ids[i, j, : len(ids)] = torch.tensor(ids)
             completion_lengths[i, j] = len(ids)
+            if completion_masks is not None:
+                masks = groups[i].completion_masks
+                completion_masks[i, j, : len(ids)] = True if masks is None else torch.tensor(masks[j])
 
     def per_completion(rows: list[tuple[float, ...] | None]) -> torch.Tensor | None:
         if any(row is None for row in rows):
@@ -48,6 +55,7 @@ def collate(groups: Sequence[Group], *, pad_id: int = 0) -> GroupBatch:
         prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
         completion_ids=completion_ids,
         completion_lengths=completion_lengths,
+        completion_masks=completion_masks,
         rewards=per_completion([group.rewards for group in groups]),
         winner=None if None in winners else torch.tensor(winners),
         reference_logprobs=per_completion([group.reference_logprobs for group in groups]),

@@ -210,7 +210,8 @@ def _one_pass(shape: DataShape, tokens: int) -> PassShape:
     """The largest pass that a budget of tokens and the data allow."""
     step = max(shape.completion - 1, 1)
     most = max(shape.groups * shape.k, 1)
-    return PassShape(shape.prompt, min(max((tokens - shape.prompt) // step, 1), most), shape.completion)
+    counted = max(round(shape.completion * shape.counted / shape.targets), 1)
+    return PassShape(shape.prompt, min(max((tokens - shape.prompt) // step, 1), most), shape.completion, counted)
 
 
 def _work(shape: DataShape, found: Simulated, simulated: int, tokens: int, epochs: float) -> tuple[int, int]:

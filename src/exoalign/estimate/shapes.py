@@ -21,6 +21,7 @@ class DataShape:
         completions: of all groups together.
         tokens: in packed rows, all groups together: prompts once, and completions without their last token.
         targets: completion tokens of all groups together.
+        counted: those among them that count and are predicted: all but the other turns of trajectories.
     """
 
     groups: int
@@ -30,6 +31,7 @@ class DataShape:
     completions: int
     tokens: int
     targets: int
+    counted: int
 
     @property
     def largest_group(self) -> int:
@@ -47,6 +49,7 @@ def even_shape(*, groups: int = 1000, prompt: int = 512, k: int = 8, completion:
         completions=groups * k,
         tokens=groups * (prompt + k * (completion - 1)),
         targets=groups * k * completion,
+        counted=groups * k * completion,
     )
 
 
@@ -63,6 +66,7 @@ def shape_of(groups: Iterable[Group]) -> DataShape:
         completions=len(every),
         tokens=sum(prompts) + sum(every) - len(every),
         targets=sum(every),
+        counted=sum(sum(group.counted_tokens) for group in groups),
     )
 
 

@@ -64,7 +64,7 @@ def summarise(
         {"base": {"reward", "length"}, "aligned": {"reward", "kl", "kl_exact", "length"}, "difference": {"reward"},
         "prompts", "completions_per_prompt"}; each quantity is {"mean", "low", "high"}, a 95% bootstrap interval over
         prompts. `kl` is the log-ratio mean and `kl_exact` the summed per-step KL, both in nats a completion; `length` is
-        in tokens.
+        in tokens that count.
 
     Raises:
         DataError: if the two sets of samples are not for the same prompts.
@@ -97,4 +97,4 @@ def _rewards(group: Group) -> tuple[float, ...]:
 
 
 def _lengths(group: Group) -> list[float]:
-    return [float(len(ids)) for ids in group.completion_ids or ()]
+    return [float(n) for n in group.counted_tokens]

@@ -6,14 +6,18 @@ that saves tokens, and so is a prefix of all prompts of the row, such as a syste
 out, unless another goes on there: nothing is predicted from it. The first token of a segment is predicted from the last of its
 parent. A group's own segments do not depend on what it is packed with, only the prefix of all prompts does.
 
-Shape legend: B groups, K completions, N packed tokens, M predicted tokens, S terms: the sum of all completion lengths.
+Tokens of a completion that do not count (`completion_masks`: a user's turn in a trajectory) are seen by those after them and
+predicted from nowhere; those after the last that counts are left out.
+
+Shape legend: B groups, K completions, N packed tokens, M predicted tokens, S terms: the tokens that count, of all completions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, compress
 from typing import Any
 
 import torch
@@ -21,7 +25,7 @@ from torch import Tensor
 
 from exoalign.groups import GroupBatch
 from exoalign.logprobs.segments import Calls, calls_of
-from exoalign.logprobs.trie import Node, batches, common_prefix, trie
+from exoalign.logprobs.trie import batches, common_prefix, trie
 
 SYSTEM = 16
 """A prefix of all prompts is shared from so many tokens on: a beginning-of-text token or two words are not worth a segment."""
@@ -53,7 +57,7 @@ class Branch:
     @property
     def depth(self) -> int:
         """Tokens of all ancestors together."""
-        return sum(end - start for start, end in self.ancestors)
+        return _length(self.ancestors)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Pack:
 
     Predicted token m is `targets[m]`, predicted from the hidden state at `predictors[m]`. It may belong to several completions:
     the one with the flat index `owner[s]` = b * K + k has the token `term[s]`, so that a completion's log-prob is the sum of
-    the log-probs of its terms (`sums`).
+    the log-probs of its terms (`sums`). Where a token counts for some of those that share it, only these have it as a term.
     """
 
     input_ids: Tensor
@@ -129,15 +133,15 @@ def pack(batch: GroupBatch) -> Pack:
     """Pack the real completions of a batch into one row, on the CPU."""
     row = _Row()
     groups = list(_tokens(batch))
-    prompts = [prompt for _, prompt, _ in groups]
+    prompts = [prompt for _, prompt, _, _ in groups]
     # the last token of a prompt stays with its group, so that no prompt is empty
     shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
     system: tuple[Bounds, ...] = ()
     if shared >= SYSTEM:
         system = (row.add((), [prompts[0][:shared]])[0],)
-    for b, prompt, completions in groups:
+    for b, prompt, completions, masks in groups:
         path = (*system, row.add(system, [prompt[len(prompts[0][:shared]) if system else 0 :]])[0])
-        row.add_completions(path, completions, b * batch.shape[1])
+        row.add_completions(path, completions, masks, b * batch.shape[1])
     return row.packed()
 
 
@@ -155,7 +159,7 @@ class _Row:
 
     def add(self, ancestors: tuple[Bounds, ...], children: Sequence[Sequence[int]]) -> list[Bounds]:
         """Append a branch of segments with these tokens."""
-        depth = sum(end - start for start, end in ancestors)
+        depth = _length(ancestors)
         bounds = []
         for tokens in children:
             bounds.append((len(self.ids), len(self.ids) + len(tokens)))
@@ -164,13 +168,16 @@ class _Row:
         self.branches.append(Branch(ancestors, tuple(bounds)))
         return bounds
 
-    def add_completions(self, path: tuple[Bounds, ...], completions: dict[int, list[int]], first: int) -> None:
-        """Append the completions of one prompt, {k: tokens}; completion k has the flat index first + k."""
+    def add_completions(
+        self, path: tuple[Bounds, ...], completions: dict[int, list[int]], masks: dict[int, list[bool]], first: int
+    ) -> None:
+        """Append the completions of one prompt, {k: tokens}, and {k: which of them count}; k has the flat index first + k."""
         terms: dict[int, list[int]] = {k: [] for k in completions}
+        prompt = _length(path)
         pending = [(path, trie(completions))]
         while pending:
             path, nodes = pending.pop(0)
-            depth, predictor = sum(end - start for start, end in path), path[-1][1] - 1
+            depth, predictor = _length(path), path[-1][1] - 1
             inputs = [(node, node.tokens if node.children else node.tokens[:-1]) for node in nodes]
             bounds: dict[int, Bounds] = {}
             inner = [(node, tokens) for node, tokens in inputs if tokens]
@@ -179,19 +186,29 @@ class _Row:
                 bounds |= {id(inner[i][0]): b for i, b in zip(some, placed, strict=True)}
             for node in nodes:
                 start, end = bounds.get(id(node), (0, 0))
-                self._predict(node, [predictor, *range(start, end)], terms)
+                here = slice(depth - prompt, depth - prompt + len(node.tokens))
+                counts = {k: masks[k][here] for k in node.members}
+                self._predict(node.tokens, [predictor, *range(start, end)], counts, terms)
                 if node.children:
                     pending.append(((*path, (start, end)), node.children))
         for k, ms in terms.items():
             self.term += ms
             self.owner += [first + k] * len(ms)
 
-    def _predict(self, node: Node, predictors: list[int], terms: dict[int, list[int]]) -> None:
-        m = len(self.targets)
-        self.targets += node.tokens
-        self.predictors += predictors[: len(node.tokens)]
-        for k in node.members:
-            terms[k] += range(m, len(self.targets))
+    def _predict(
+        self,
+        tokens: list[int],
+        predictors: list[int],
+        counts: Mapping[int, list[bool]],
+        terms: dict[int, list[int]],
+    ) -> None:
+        """Predict the tokens that count for any completion, and make them terms of those that each counts for."""
+        wanted = [any(column) for column in zip(*counts.values(), strict=True)]
+        numbers = list(accumulate(wanted, initial=len(self.targets)))
+        self.targets += compress(tokens, wanted)
+        self.predictors += compress(predictors, wanted)
+        for k, counted in counts.items():
+            terms[k] += compress(numbers, counted)
 
     def packed(self) -> Pack:
         def tensor(numbers: list[int]) -> Tensor:
@@ -208,10 +225,29 @@ class _Row:
         )
 
 
-def _tokens(batch: GroupBatch) -> Iterator[tuple[int, list[int], dict[int, list[int]]]]:
-    """(b, prompt, {k: completion}) of every group that has a completion."""
+def _length(segments: Sequence[Bounds]) -> int:
+    return sum(end - start for start, end in segments)
+
+
+_Group = tuple[int, list[int], dict[int, list[int]], dict[int, list[bool]]]
+
+
+def _tokens(batch: GroupBatch) -> Iterator[_Group]:
+    """(b, prompt, {k: completion up to its last token that counts}, {k: which count}) of every group that has a completion."""
     lengths = batch.completion_lengths.tolist()
     for b, n in enumerate(batch.prompt_lengths.tolist()):
-        if any(lengths[b]):
-            completions = batch.completion_ids[b].tolist()
-            yield b, batch.prompt_ids[b, :n].tolist(), {k: completions[k][:m] for k, m in enumerate(lengths[b]) if m}
+        masks = {k: [True] * length for k, length in enumerate(lengths[b]) if length}
+        if batch.completion_masks is not None:
+            given = batch.completion_masks[b].tolist()
+            masks = {k: _up_to_the_last(given[k][: len(all_of_it)]) for k, all_of_it in masks.items()}
+            masks = {k: mask for k, mask in masks.items() if mask}
+        if masks:
+            ids = batch.completion_ids[b].tolist()
+            yield b, batch.prompt_ids[b, :n].tolist(), {k: ids[k][: len(mask)] for k, mask in masks.items()}, masks
+
+
+def _up_to_the_last(mask: list[bool]) -> list[bool]:
+    """The mask without its end that does not count."""
+    while mask and not mask[-1]:
+        mask.pop()
+    return mask

@@ -26,8 +26,8 @@ from exoalign.groups import GroupBatch
 class Rows:
     """The real completions of a batch, one row each.
 
-    `input_ids`, `attention_mask`, `position_ids` [R, P + L]; `targets` and `mask` [R, L]; `owner` [R] is the flat index
-    b * K + k that a row belongs to.
+    `input_ids`, `attention_mask`, `position_ids` [R, P + L]; `targets` and `mask` [R, L], True at tokens that count in the
+    sums; `owner` [R] is the flat index b * K + k that a row belongs to.
     """
 
     input_ids: Tensor
@@ -55,8 +55,9 @@ def rows_of(batch: GroupBatch, device: torch.device) -> Rows:
     # a right-padded prompt of n tokens moves to the right edge: column j takes token j - (p - n)
     columns = torch.arange(p, device=prompt_lengths.device) - (p - prompt_lengths)[:, None]
     prompts = batch.prompt_ids.repeat_interleave(batch.shape[1], 0)[present].gather(1, columns.clamp(min=0))
-    mask = torch.arange(length, device=targets.device) < completion_lengths[:, None]
-    attention = torch.cat([columns >= 0, mask], 1)
+    real = torch.arange(length, device=targets.device) < completion_lengths[:, None]
+    attention = torch.cat([columns >= 0, real], 1)
+    mask = real if batch.completion_masks is None else real & batch.completion_masks.flatten(0, 1)[present]
     return Rows(
         input_ids=torch.cat([prompts, targets], 1).to(device),
         attention_mask=attention.long().to(device),
@@ -91,7 +92,7 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tenso
 def completion_logprobs(
     model: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0, rows_per_pass: int | None = None
 ) -> Tensor:
-    """log pi(y_k|x) of whole completions at a temperature, summed over their tokens.
+    """log pi(y_k|x) of whole completions at a temperature, summed over their tokens (of a trajectory: those that count).
 
     Args:
         model: a causal language model.
@@ -126,7 +127,8 @@ def compare_policies(
     Returns:
         log_ratio [B, K]: log pi_theta(y|x) - log pi_ref(y|x), whose mean over samples of pi_theta estimates the KL; and
         kl [B, K]: sum over the completion's steps of the exact KL(pi_theta(.|prefix) || pi_ref(.|prefix)) over the
-        vocabulary, an estimate of the same KL with less variance. Both in nats a completion, float64, 0 where absent.
+        vocabulary, an estimate of the same KL with less variance. Both over tokens that count, in nats a completion, float64,
+        0 where absent.
     """
     b, k = batch.shape
     log_ratio = torch.zeros(b * k, dtype=torch.float64)

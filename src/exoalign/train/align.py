@@ -239,12 +239,15 @@ class ExoTrainer(Trainer):
         return losses
 
     def _name(self, batch: GroupBatch, b: int) -> str:
-        """Where a group of the batch comes from, found again by its tokens."""
+        """Where a group of the batch comes from, found again by its tokens and which of them count."""
         prompt = tuple(batch.prompt_ids[b, : batch.prompt_lengths[b]].tolist())
         lengths = [n for n in batch.completion_lengths[b].tolist() if n]
-        replies = tuple(tuple(batch.completion_ids[b, k, :n].tolist()) for k, n in enumerate(lengths))
+        ids = batch.completion_ids[b]
+        if batch.completion_masks is not None:
+            ids = torch.where(batch.completion_masks[b], ids, ~ids)  # as in Group.marked_ids
+        replies = tuple(tuple(ids[k, :n].tolist()) for k, n in enumerate(lengths))
         for group in itertools.chain(self.train_dataset, self.eval_dataset or []):
-            if group.prompt_ids == prompt and group.completion_ids == replies:
+            if group.prompt_ids == prompt and group.marked_ids == replies:
                 return group.where
         return f"group {b + 1} of the batch"
 

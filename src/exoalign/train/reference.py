@@ -21,7 +21,8 @@ from exoalign.models import autocast, fingerprint
 from exoalign.train.reference_cache import CacheFile, ReferenceCache
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
-"""Policy and reference may differ by this many nats times the root of the completion's length before the first step."""
+"""Policy and reference may differ by this many nats times the root of the completion's length (tokens that count) before the
+first step."""
 KEPT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 """The same for log-probs out of a cache: other passes may have computed them, and padded rows of another width round otherwise
 (SmolLM2 under bfloat16: by up to 0.6 nats on 40 tokens, which is 0.1 times the root)."""
@@ -180,11 +181,13 @@ def _part(group: Group, completions: Sequence[int]) -> Group:
     if len(completions) == group.k:
         return group
     assert group.completion_ids is not None
+    masks = group.completion_masks
     return Group(
         group.prompt,
         tuple(group.completions[k] for k in completions),
         prompt_ids=group.prompt_ids,
         completion_ids=tuple(group.completion_ids[k] for k in completions),
+        completion_masks=None if masks is None else tuple(masks[k] for k in completions),
         provenance=group.provenance,
     )
 
@@ -214,9 +217,9 @@ def _check_kept(
         there = dict([(k, value) for k, value in enumerate(row) if value is not None][:CHECKED_COMPLETIONS])
         part = _part(group, list(there))
         values = logprobs_of([part], model, bf16=bf16, temperature=temperature)[0]
-        for (k, theirs), ours, ids in zip(there.items(), values, part.completion_ids or (), strict=True):
+        for (k, theirs), ours, length in zip(there.items(), values, part.counted_tokens, strict=True):
             _check_finite(group, k, ours)
-            allowed = tolerance * math.sqrt(len(ids))
+            allowed = tolerance * math.sqrt(length)
             if not abs(ours - theirs) <= allowed:
                 raise TrainingError(
                     f"{group.where}, completion {k + 1}: the reference cache {kept.path} is stale: it says {theirs:.4f} and"
@@ -255,10 +258,10 @@ def check_agreement(
     for group in groups[:: max(1, len(groups) // CHECKED)][:CHECKED]:
         for row in logprobs_of([group], policy, bf16=bf16, temperature=temperature, max_tokens=max_tokens):
             assert group.reference_logprobs is not None
-            assert group.completion_ids is not None
-            for k, (ours, theirs) in enumerate(zip(row, group.reference_logprobs, strict=True)):
+            both = zip(row, group.reference_logprobs, group.counted_tokens, strict=True)
+            for k, (ours, theirs, length) in enumerate(both):
                 difference = abs(ours - theirs)
-                allowed = tolerance * math.sqrt(len(group.completion_ids[k]))
+                allowed = tolerance * math.sqrt(length)
                 if not difference <= allowed:
                     record = describe(policy, bf16=bf16, temperature=temperature)
                     raise TrainingError(

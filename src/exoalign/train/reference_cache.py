@@ -1,8 +1,8 @@
 """Reference log-probs kept across runs: one SQLite file for each reference, in it one number for each completion.
 
 A file's name is the SHA-256 of what its numbers depend on besides the tokens: weights, precision, temperature, kind of device
-and `VERSION`. A number's key is the SHA-256 over the token ids of prompt and completion, so that other groupings, another K,
-another objective, beta or learning rate find it again. No text is kept.
+and `VERSION`. A number's key is the SHA-256 over the token ids of prompt and completion and which of them count, so that other
+groupings, another K, another objective, beta or learning rate find it again. No text is kept.
 
 Every number has a checksum over itself, its key and its file's name: one that was altered or copied from another file is not
 used but computed anew. Each pass is written by a transaction of its own, so that a killed run loses one pass; processes may
@@ -198,6 +198,8 @@ class CacheFile:
 def completion_keys(group: Group) -> list[bytes]:
     """SHA-256 over the prompt's length, its token ids and the completion's, as int64: for each completion.
 
+    A token i that does not count goes in as ~i, so that the same tokens under another mask have another key.
+
     Raises:
         DataError: if the group has no token ids.
     """
@@ -206,7 +208,7 @@ def completion_keys(group: Group) -> list[bytes]:
     prompt = hashlib.sha256(struct.pack("<q", len(group.prompt_ids)))
     prompt.update(np.asarray(group.prompt_ids, dtype="<i8").tobytes())
     keys = []
-    for ids in group.completion_ids:
+    for ids in group.marked_ids:
         digest = prompt.copy()
         digest.update(np.asarray(ids, dtype="<i8").tobytes())
         keys.append(digest.digest())
