@@ -47,6 +47,8 @@ def doctor(
 
     if html is not None and not Path(html).absolute().parent.is_dir():
         raise typer.BadParameter(f"the folder of {html!r} does not exist; make it first", param_hint="--html")
+    if html is not None and Path(html).is_dir():
+        raise typer.BadParameter(f"{html!r} is a folder; expected the name of a file", param_hint="--html")
 
     from exoalign.data.doctor.examine import examine
     from exoalign.data.doctor.reading import open_records

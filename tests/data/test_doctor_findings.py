@@ -136,6 +136,17 @@ def test_malformed_rows_are_named_with_file_line_and_reason_and_the_rest_is_read
     assert second.startswith(f"{path}:5: ")
 
 
+def test_findings_stand_in_the_order_of_their_grades(write):
+    examination = examined(write(*CLEAN, PAIR, {**PAIR, "chosen": "Elm"}, {**PAIR, "rejected": ""}, b"{"))
+    assert [finding.grade for finding in examination.findings] == ["error", "warning", "note"]
+
+
+def test_a_malformed_first_row_does_not_spoil_the_others(write):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    examination = examined(write({"messages": "Hi"}, {"messages": turns}))
+    assert examination.rows == {"read": 2, "used": 1, "set_aside": 0, "malformed": 1}
+
+
 def test_a_completion_with_unlike_rewards(write):
     examination = examined(write(*CLEAN_KWAY, {**SAME, "rewards": [1, 0, 0.5]}))
     assert found(examination) == {"unlike_rewards": ("warning", 1), "repeated_completions": ("note", 1)}

@@ -41,6 +41,9 @@ def test_rank_correlation_is_pearsons_of_the_ranks():
 
 def test_groups_without_an_order_are_left_out():
     assert np.isnan(rank_correlation(np.array([[1.0, 1], [1, 2]]), np.array([[1.0, 2], [3, 3]]))).all()
+    groups = [group(0, ("ab", "c"), winner=0), group(1, ("ab", "cd"), winner=0)]
+    found = examine(groups, SetAside(), near=False).length_correlation
+    assert (found["mean"], found["groups"]) == (1, 1)
 
 
 def test_the_interval_of_the_choice_is_the_normal_one():
