@@ -239,7 +239,7 @@ BAD = {
     "bad held-out data": (f"{ALIGN} pairs.jsonl --eval-data broken.jsonl", "broken.jsonl:2: not JSON at column "),
     "long pair": (
         f"{ALIGN} long.jsonl",
-        "long.jsonl:2: prompt of 600 and completion of 7 tokens, but the model's context is 512",
+        "long.jsonl:2: prompt of 600 and completion of 7 tokens, but the context allows 512; give a model",
     ),
     "long prompt": ("run prompts.yaml prompts.train=long.jsonl", "long.jsonl:2: the prompt has 600 tokens ('xxx"),
     "no room for a completion": (

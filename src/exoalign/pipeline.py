@@ -52,11 +52,11 @@ def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> d
     stages.training_arguments(recipe, bf16=bf16)  # refuses wrong settings before any work
     check_adapter(recipe)
     inputs = Prompts(context) if recipe.prompts is not None else Data(context)
-    for line in inputs.lines:
-        say(plain(line))
-    for note in inputs.notes:
-        say(f"note: {plain(note)}")
     with RunFolder(recipe.out, recipe.name) as folder:
+        for line in inputs.lines:
+            say(plain(line))
+        for note in inputs.notes:
+            say(f"note: {plain(note)}")
         done = _Stages(folder, say)
         base = {"model": identity(section.path, section.revision), "bf16": bf16, "seed": recipe.seed}
         groups, source = inputs.training_groups(done, base)
