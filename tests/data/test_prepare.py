@@ -83,6 +83,17 @@ def test_a_second_run_tokenises_nothing_and_tells_the_same(made, tokenized):
     assert second.lines[:-1] == first.lines[:-1]
 
 
+def test_a_file_that_was_moved_is_the_same_data(made):
+    path = pairs("a", 3)
+    before = made(train=path).made_from
+    Path(path).rename("b.jsonl")
+    moved = made(train="b.jsonl")
+    assert moved.made_from == before
+    assert moved.groups[0].where == "b.jsonl:1"  # and errors name the file that is there
+    change_bytes("b.jsonl")
+    assert made(train="b.jsonl").made_from != before
+
+
 def change_bytes(path):
     Path(path).write_text(Path(path).read_text().replace("good 2", "fine 2"))
 

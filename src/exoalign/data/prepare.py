@@ -107,9 +107,9 @@ def prepare(
         }
         part = keep(cache, record, stream, name=source.path)
         parts.append(part)
-        contents.append(
-            {**described, **(content or {"tokens": checksum(part.path) if part.path else len(part.groups)})}
-        )
+        known = content or {"tokens": checksum(part.path) if part.path else len(part.groups)}
+        here = {} if "commit" in known else {"path": None}  # a file may be moved: its bytes say which it is
+        contents.append({**described, **here, **known})
     groups, mixed = _mixed(sources, [part.groups for part in parts], seed)
     weights = [source.weight for source in sources]
     return Prepared(
