@@ -8,7 +8,7 @@ import torch
 from architectures import GROUPS, PAD, assert_same, build, group_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pack import FEW_GROUPS, assert_each_sees_its_own_sequence
+from test_pack import assert_each_sees_its_own_sequence, few_groups
 from test_stems import BATCHES, TREE
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -74,9 +74,8 @@ class TestMask:
 
     @pytest.mark.parametrize("saved", [1, 4])
     @settings(max_examples=100, deadline=None)
-    @given(drawn=FEW_GROUPS, window=st.sampled_from([None, 1, 2, 3, 100]), call=st.sampled_from([1, 2048]))
-    def test_it_is_the_dense_mask_and_what_completions_need(self, saved, drawn, window, call):
-        groups = [group_of(prompt, *completions) for prompt, completions in drawn]
+    @given(groups=few_groups(), window=st.sampled_from([None, 1, 2, 3, 100]), call=st.sampled_from([1, 2048]))
+    def test_it_is_the_dense_mask_and_what_completions_need(self, saved, groups, window, call):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trie, "SAVED", saved)
             patch.setattr(trie, "CALL", call)

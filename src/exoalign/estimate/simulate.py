@@ -35,10 +35,7 @@ FRAGMENTS = 0.45
 
 @dataclass(frozen=True)
 class PassShape:
-    """What goes through the model at once: one group, its prompt and as many of its completions as fit, in tokens.
-
-    Of each completion `counted` tokens are predicted, all of them when None.
-    """
+    """What goes through the model at once: a prompt and some completions, in tokens; of each `counted` count (None: all)."""
 
     prompt: int
     completions: int
@@ -263,13 +260,13 @@ def _rows_pass(model: Any, shape: PassShape) -> _Pass:
 def _group(shape: PassShape) -> GroupBatch:
     c, length = shape.completions, shape.completion
     ids = torch.arange(1, c + 1)[None, :, None]  # no two alike, so that none is shared
-    counted = None if shape.counted is None else torch.arange(length) >= length - shape.counted
+    counts = torch.arange(length) >= length - (shape.counted or length)
     return GroupBatch(
         prompt_ids=torch.zeros(1, shape.prompt, dtype=torch.long),
         prompt_lengths=torch.tensor([shape.prompt]),
         completion_ids=ids.expand(1, c, length),
         completion_lengths=torch.full((1, c), length),
-        completion_masks=None if counted is None else counted.expand(1, c, length),
+        completion_masks=counts.expand(1, c, length),
     )
 
 
