@@ -8,6 +8,7 @@ from test_page import ATTACK, Page
 
 from exoalign.data.doctor.examine import examine
 from exoalign.data.doctor.findings import Examination
+from exoalign.data.formats import TextRow
 from exoalign.data.set_aside import SetAside
 from exoalign.groups import Group
 from exoalign.report.doctor_page import doctor_figures, write_doctor_page
@@ -59,6 +60,15 @@ def test_a_page_of_nothing(tmp_path: Path) -> None:
     page = Page(write_doctor_page(tmp_path / "page.html", examine([], SetAside())))
     assert "no row can be used" in page.text
     assert page.figures() == []
+
+
+def test_a_page_of_texts_speaks_of_texts(tmp_path: Path) -> None:
+    texts = [TextRow("one two", "x:1"), TextRow("three", "x:2")]
+    page = Page(write_doctor_page(tmp_path / "page.html", examine(texts, SetAside())))
+    assert "Length of texts" in page.text
+    assert "Different texts 2" in page.text
+    assert "completions" not in page.text
+    assert [figure["data"][0]["y"] for figure in page.figures()] == [[1, 1]]
 
 
 def test_the_data_stays_data(tmp_path: Path) -> None:

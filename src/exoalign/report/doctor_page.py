@@ -84,6 +84,10 @@ def doctor_figures(examination: Examination) -> list[Figure]:
     for name, (heading, x_title, y_title, caption) in HISTOGRAMS.items():
         histogram = examination.histograms[name]
         if histogram["counts"]:
+            if examination.kind == "text":
+                heading, y_title, caption = (
+                    words.replace("completions", "texts") for words in (heading, y_title, caption)
+                )
             bars = _categories(histogram) if name == "k" else _bars(histogram)
             look = layout(x_title.format(unit=examination.unit), y_title)
             look |= {"bargap": 0.05}
@@ -142,7 +146,11 @@ def _cards(examination: Examination) -> list[dict[str, str]]:
     found = [
         {"label": "Rows", "value": f"{rows['read']:,}", "note": lost},
         {"label": "Groups", "value": f"{examination.groups:,}", "note": f"of kind {examination.kind}"},
-        {"label": "Different prompts", "value": f"{examination.prompts:,}", "note": "after exact repetitions"},
+        {
+            "label": f"Different {'texts' if examination.kind == 'text' else 'prompts'}",
+            "value": f"{examination.prompts:,}",
+            "note": "after exact repetitions",
+        },
     ]
     table = examination.targets["beta_r"]
     if table is not None and table["suggested"] is not None:
