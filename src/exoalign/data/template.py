@@ -81,7 +81,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     return ChatTemplate(source, json.dumps(special, sort_keys=True))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def frame(template: ChatTemplate, roles: tuple[str, ...], generation_prompt: bool) -> Frame:
     """What the template puts around turns of these roles, and at the end (`generation_prompt`) to start a reply.
 
@@ -125,7 +125,6 @@ def _strips(parts: list[str], padded: list[str]) -> list[tuple[str | None, str |
     return list(zip(left[:-1], right[1:], strict=True))
 
 
-@lru_cache(maxsize=4096)
 def render(template: ChatTemplate, turns: tuple[tuple[str, str], ...], generation_prompt: bool) -> str:
     """The text that `apply_chat_template` gives for (role, content) turns, within the limits.
 

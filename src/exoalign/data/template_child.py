@@ -18,7 +18,7 @@ SECONDS = 2.0
 MEMORY_BYTES = 512 * 2**20
 """How much memory a template may take, where the system can limit it."""
 
-LONGEST_TEXT = 4 * 2**20
+LONGEST_TEXT = 2**20
 """How many characters a template may make of roles and place-holders; real ones make a few thousand."""
 
 

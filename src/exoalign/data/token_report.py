@@ -40,6 +40,8 @@ class TokenReport:
         checked: completions whose boundary with the prompt was checked; ids that were there already are not.
         moved: completions, as text after text, whose tokens at the boundary are others when tokenised with the prompt.
         changed: completions of conversations before which the template says another thing than at the end of the prompt.
+        single: completions of one token: nothing but the end of a turn, which teaches only to be silent.
+        single_rows: the first three groups that have such.
         examples: three of the moved and changed ones, decoded around the boundary.
     """
 
@@ -50,6 +52,8 @@ class TokenReport:
     checked: int = 0
     moved: int = 0
     changed: int = 0
+    single: int = 0
+    single_rows: list[str] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -58,6 +62,12 @@ class TokenReport:
             f"{self.groups} groups: {self.prompt_tokens:,} prompt tokens, {self.completion_tokens:,} in"
             f" {self.completions} completions"
         ]
+        if self.single:
+            more = ", ..." if self.single > len(self.single_rows) else ""
+            lines.append(
+                f"{self.single} of {self.completions} completions are a single token, so they teach only where to end"
+                f" ({', '.join(self.single_rows)}{more}); remove the rows if the texts are empty"
+            )
         if self.moved:
             lines.append(
                 f"{self.moved} of {self.checked} completions: tokenised together with the prompt, the boundary would move;"
@@ -69,14 +79,19 @@ class TokenReport:
                 f"{self.changed} of {self.checked} completions: the chat template changes what stands before the reply once"
                 " it is there; the prompt as it is for sampling is used all the same"
             )
-        return [*lines, *(f"  {example}" for example in self.examples)]
+        return [plain(line) for line in (*lines, *(f"  {example}" for example in self.examples))]
 
     def count(self, group: Group) -> None:
         """Count a group with its ids."""
         self.groups += 1
         self.completions += group.k
         self.prompt_tokens += len(group.prompt_ids or ())
-        self.completion_tokens += sum(map(len, group.completion_ids or ()))
+        lengths = [len(ids) for ids in group.completion_ids or ()]
+        self.completion_tokens += sum(lengths)
+        if 1 in lengths:
+            self.single += lengths.count(1)
+            if len(self.single_rows) < _SHOWN:
+                self.single_rows.append(group.where)
 
     def check_text(self, group: Group, k: int, whole: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> None:
         """Compare the ids of completion k with those of prompt and completion tokenised together."""
@@ -142,7 +157,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return " ".join(repr(plain(str(tokenizer.decode([i])))) for i in ids)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _changed_structure(template: ChatTemplate, before: tuple[str, ...], after: tuple[str, ...]) -> str | None:
     """What is wrong with the template for a prompt and a completion of these roles, whatever their contents."""
     names = before + after
@@ -186,7 +201,7 @@ def _shape(content: str, known: frozenset[str]) -> list[str]:
     return [*shape, ""] if at < len(content) else shape
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _changed_tags(template: ChatTemplate, shapes: tuple[tuple[str, tuple[str, ...]], ...], cut: int) -> str | None:
     texts = [
         (role, "".join(piece or f"\ue000{i}.{j}\ue001" for j, piece in enumerate(shape)))

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from exoalign.errors import ConfigError, DataError
 from exoalign.groups import Group
+from exoalign.progress import plain
 
 Policy = Literal["error", "drop", "truncate_prompt_left", "truncate_completion_right"]
 
@@ -43,7 +44,9 @@ class Truncated:
     def lines(self) -> list[str]:
         """A sentence for each kind of cut and each reason to leave out; none where everything fits."""
         return [
-            f"{self.split}: {rows.count} of {self.read} group{'' if self.read == 1 else 's'} {verb}: {kind} ({rows})"
+            plain(
+                f"{self.split}: {rows.count} of {self.read} group{'' if self.read == 1 else 's'} {verb}: {kind} ({rows})"
+            )
             for verb, kinds in (("cut", self.cut), ("left out", self.dropped))
             for kind, rows in kinds.items()
         ]

@@ -40,7 +40,6 @@ class Turns:
         self.template: ChatTemplate = chat_template(tokenizer)
         self.eos = int(tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else None
         self._tokenizer = tokenizer
-        self._added = frozenset(tokenizer.added_tokens_decoder)
         self._ends: dict[tuple[str, ...], int | None] = {}
 
     def prompt(self, turns: Sequence[Message]) -> list[Piece]:
@@ -85,7 +84,9 @@ class Turns:
         if names not in self._ends:
             whole = self.whole(names) or self.whole(("user", "assistant"))
             after = self._tokenizer(whole.parts[-1], add_special_tokens=False)["input_ids"][:1] if whole else []
-            self._ends[names] = int(after[0]) if after and after[0] in self._added else self.eos
+            self._ends[names] = (
+                int(after[0]) if after and after[0] in self._tokenizer.added_tokens_decoder else self.eos
+            )
         return self._ends[names]
 
 
