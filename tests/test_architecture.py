@@ -21,12 +21,12 @@ PACKAGE = "exoalign"
 # a whole folder, in which files import each other in any order, but without cycles. The package's own __init__.py and
 # __main__.py are not listed: they may import everything, and nothing may import them.
 LEVELS = [
-    ["errors", "_version", "files", "progress", "groups", "config", "recipe", "estimators"],
+    ["errors", "_version", "files", "progress", "groups", "config_data", "config", "recipe", "estimators"],
     ["losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["store", "report", "stages", "pipeline"],
+    ["store", "report", "stages", "inputs", "pipeline"],
     ["tables", "cli_data", "cli_doctor", "cli"],
 ]
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py

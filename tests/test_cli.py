@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "align", "merge", "data", "doctor"]
+COMMANDS = ["run", "align", "merge", "doctor", "data"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -48,6 +48,7 @@ def test_the_options_of_every_command_are_these():
             ("--out", False, None),
             ("--objective", False, "exo_pref"),
             ("--eval-data", False, None),
+            ("--adapter", False, None),
             ("--limit", False, None),
             ("--eval-limit", False, None),
             ("--estimate", False, False),
@@ -62,20 +63,6 @@ def test_the_options_of_every_command_are_these():
             ("--dtype", False, "float32"),
             ("--json", False, False),
         ],
-        "data convert": [
-            ("source", True, None),
-            ("out", True, None),
-            ("--to", True, None),
-            ("--adapter", False, None),
-            ("--split", False, None),
-            ("--subset", False, None),
-            ("--revision", False, None),
-            ("--limit", False, None),
-            ("--pairs", False, "best_worst"),
-            ("--force", False, False),
-            ("--json", False, False),
-        ],
-        "data adapters": [("--json", False, False)],
         "doctor": [
             ("data", True, None),
             ("--model", False, None),
@@ -92,6 +79,20 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
             ("--html", False, None),
         ],
+        "data convert": [
+            ("source", True, None),
+            ("out", True, None),
+            ("--to", True, None),
+            ("--adapter", False, None),
+            ("--split", False, None),
+            ("--subset", False, None),
+            ("--revision", False, None),
+            ("--limit", False, None),
+            ("--pairs", False, "best_worst"),
+            ("--force", False, False),
+            ("--json", False, False),
+        ],
+        "data adapters": [("--json", False, False)],
     }
 
 
@@ -238,7 +239,7 @@ BAD = {
     "bad held-out data": (f"{ALIGN} pairs.jsonl --eval-data broken.jsonl", "broken.jsonl:2: not JSON at column "),
     "long pair": (
         f"{ALIGN} long.jsonl",
-        "long.jsonl:2: prompt of 600 and completion of 7 tokens, but the model's context is 512",
+        "long.jsonl:2: prompt of 600 and completion of 7 tokens, but the context allows 512; give a model",
     ),
     "long prompt": ("run prompts.yaml prompts.train=long.jsonl", "long.jsonl:2: the prompt has 600 tokens ('xxx"),
     "no room for a completion": (

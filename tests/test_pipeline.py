@@ -368,3 +368,51 @@ class TestAdapters:
     def test_dropout_with_dropout_on(self, recipe):
         settings = "align={lora: {r: 2, dropout: 0.5}, trainer: {disable_dropout: false}, learning_rate: 0.003}"
         assert [stage["state"] for stage in run(recipe(settings), show=False)["stages"]] == ["done"] * 4
+
+
+def test_a_share_of_the_prompts_is_held_out_and_the_tokens_are_kept(recipe, tmp_path):
+    rows = [{"prompt": f"Film {i}:", "chosen": f" good {i % 9}", "rejected": f" bad {i % 7}"} for i in range(24)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {
+        "name": "share",
+        "out": "share",
+        "model": recipe().model.model_dump(),
+        "data": {"train": "pairs.jsonl", "holdout": 0.25},
+        "align": {"objective": "exo_pref", "learning_rate": 0.003, "groups_per_step": 8},
+    }
+    lines = []
+    result = run(build_recipe(values), say=lines.append, show=False)
+    sizes = [result["metrics"][part]["pairs"] for part in ("train", "heldout")]
+    assert sum(sizes) == 24
+    assert 0 < sizes[1] < 12
+    shown = lines.index("  prompt, 7 tokens")  # one group, before the stage that trains on it
+    assert lines[shown + 1].startswith("    - Film ")
+    assert lines[shown - 2] == "align ..."
+    run(build_recipe({**values, "out": "again"}), say=lines.append, show=False)
+    for side in ("train", "heldout"):
+        assert sum(line.startswith(f"{side}: pairs.jsonl: token ids from the cache (") for line in lines) == 1
+    with pytest.raises(StoreError, match=r"groups\.seed was 0 and is 1"):
+        run(build_recipe({**values, "seed": 1}), show=False)
+
+
+def test_what_the_doctor_calls_an_error_is_refused_before_the_run(recipe, tmp_path, monkeypatch):
+    from exoalign import inputs
+    from exoalign.data.doctor.findings import Finding
+
+    rows = [{"prompt": f"Film {i}:", "chosen": " good", "rejected": " bad"} for i in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = [
+        Finding("a", "two rows contradict each other", "remove one", "error", 2, ("pairs.jsonl:1", "pairs.jsonl:3")),
+        Finding("b", "replies are short", "look at them", "warning"),
+    ]
+    monkeypatch.setattr(inputs, "examine_fast", lambda groups: type("E", (), {"findings": tuple(found)}))
+    values = {
+        "name": "sick", "out": "sick", "model": recipe().model.model_dump(), "data": {"train": "pairs.jsonl"},
+        "align": {"objective": "exo_pref", "learning_rate": 0.003},
+    }  # fmt: skip
+    expected = r"two rows contradict each other; remove one \(pairs\.jsonl:1, pairs\.jsonl:3\)"
+    with pytest.raises(DataError, match=expected):
+        run(build_recipe(values), show=False)
+    assert not (tmp_path / "sick").exists()
+    del found[0]
+    assert "replies are short; look at them" in run(build_recipe(values), show=False)["warnings"]

@@ -46,11 +46,14 @@ def run(
 def align(
     model: Annotated[str, typer.Option(help="The policy to align: a folder, a hub id or `demo`.")],
     data: Annotated[
-        str | None, typer.Option(help="Pairs or K-way groups: JSONL, gzipped JSONL or a run's Parquet.")
+        str | None, typer.Option(help="Pairs or K-way groups: a file, a folder, a hub id or a run's Parquet.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="The folder of the run.")] = None,
     objective: Annotated[str, typer.Option(help="exo_rw, exo_pref, dpo_rw or dpo_pref.")] = "exo_pref",
     eval_data: Annotated[str | None, typer.Option(help="Held-out groups to report accuracy and loss on.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The schema of the rows of --data and --eval-data, e.g. hh or ultrafeedback.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --data.")] = None,
     eval_limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --eval-data.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only tell what memory and time it will take.")] = False,
@@ -72,10 +75,14 @@ def align(
             raise typer.BadParameter("it is missing; only --estimate does without it", param_hint=name)
     if shape is not None and (data is not None or not estimate):
         raise typer.BadParameter("it is read with --estimate, in place of --data", param_hint="--shape")
+
+    def source(path: str | None) -> Any:
+        return path if path is None or adapter is None else {"path": path, "adapter": adapter}
+
     files: dict[str, Any] = {
-        "train": data or "none",
+        "train": source(data or "none"),
         "limit": limit,
-        "evaluation": eval_data,
+        "evaluation": source(eval_data),
         "evaluation_limit": eval_limit,
     }
     values: dict[str, Any] = {
@@ -89,6 +96,8 @@ def align(
         "model.path": "--model",
         "data.train": "--data",
         "data.evaluation": "--eval-data",
+        "data.train.adapter": "--adapter",
+        "data.evaluation.adapter": "--adapter",
         "data.limit": "--limit",
         "data.evaluation_limit": "--eval-limit",
         "align.objective": "--objective",

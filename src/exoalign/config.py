@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from exoalign.config_data import Count, DataSection, Positive, PromptsSection, Section
 
 ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys and wrong types are refused, values do not change afterwards."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class ModelSection(Section):
@@ -32,24 +26,6 @@ class ModelSection(Section):
     revision: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
-
-
-class PromptsSection(Section):
-    """Files of prompts: completions are sampled for `train`, both models are compared on `evaluation`."""
-
-    train: str
-    evaluation: str
-    limit: Count | None = None
-    evaluation_limit: Count | None = None
-
-
-class DataSection(Section):
-    """Files of groups that have their completions already: preference pairs, transcripts, or K completions with rewards."""
-
-    train: str
-    evaluation: str | None = None
-    limit: Count | None = None
-    evaluation_limit: Count | None = None
 
 
 class SampleSection(Section):
@@ -110,7 +86,7 @@ class AlignSection(Section):
     groups_per_step: Count = 8
     max_tokens_per_pass: Count | Literal["auto"] = "auto"
     lora: LoraSection | None = None
-    trainer: dict[str, Any] = {}
+    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> AlignSection:

@@ -20,10 +20,14 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from exoalign.config import Recipe
+from exoalign.config_data import FORMS, SourceSection
 from exoalign.errors import ConfigError
 
 MOST_BYTES = 100_000
 """A recipe is a page of text; what is larger was meant for something else."""
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/(?!.*\.(jsonl?|gz|csv|parquet|arrow)$)[\w-][\w.-]*")
+"""`owner/name`, without the ending of a data file."""
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {"str", "int", "float", "bool", "null"}
@@ -149,7 +153,9 @@ class _Reader:
         if isinstance(node, MappingNode) and kind == "map":
             return self._section(node, prefix)
         if isinstance(node, SequenceNode) and kind == "seq":
-            return [self._value(item, prefix) for item in node.value]
+            for i, item in enumerate(node.value):
+                self.lines[f"{prefix}{i}"] = self.at(item.start_mark.line + 1)
+            return [self._value(item, f"{prefix}{i}.") for i, item in enumerate(node.value)]
         if kind == "timestamp":
             raise ConfigError(f"{place}: {node.value} is a date in YAML; put it in quotes to make it a text")
         if not isinstance(node, ScalarNode) or kind not in _SCALARS:
@@ -186,18 +192,26 @@ def _section(location: Sequence[str]) -> type[BaseModel] | None:
     """The section that the keys lead to, or None where they lead to something else."""
     model: type[BaseModel] = Recipe
     for key in location:
+        if key.isdecimal():  # an item of a list of sections
+            continue
         field = model.model_fields.get(key)
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        inner = _sections_in(field.annotation) if field else []
         if not inner:
             return None
         model = inner[0]
     return model
 
 
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a type names, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
+
+
 def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
     """One validation error as: place, key, what was found, what was expected, the nearest valid key."""
-    location = [str(part) for part in item["loc"]]
+    location = [str(part) for part in item["loc"] if part not in FORMS]
     key = ".".join(location)
     place = _place(where, key, origin)
     found = "empty" if item["input"] is None else _short(repr(item["input"]))
@@ -237,12 +251,13 @@ def _resolve_paths(recipe: Recipe, place: Callable[[str], str], beside: Callable
         section = getattr(recipe, name)
         if section is None:
             continue
-        found: dict[str, str] = {}
+        found: dict[str, Any] = {}
         for key in ("train", "evaluation"):
-            value = getattr(section, key)
-            if value is not None:
-                at = place(f"{name}.{key}")
-                found[key] = str(_find(value, f"{name}.{key}", at, beside(at)))
+            value, full = getattr(section, key), f"{name}.{key}"
+            if isinstance(value, list):
+                found[key] = [_resolved(item, f"{full}.{i}", place, beside) for i, item in enumerate(value)]
+            elif value is not None:
+                found[key] = _resolved(value, full, place, beside)
         updates[name] = section.model_copy(update=found)
     folder = beside(place("model.path"))
     if folder is not None and os.path.isdir(folder / recipe.model.path):
@@ -250,11 +265,23 @@ def _resolve_paths(recipe: Recipe, place: Callable[[str], str], beside: Callable
     return recipe.model_copy(update=updates)
 
 
-def _find(value: str, key: str, place: str, folder: Path | None) -> Path:
+def _resolved(
+    source: str | SourceSection, key: str, place: Callable[[str], str], beside: Callable[[str], Path | None]
+) -> str | SourceSection:
+    if isinstance(source, str):
+        return _find(source, key, place(key), beside(place(key)))
+    at = place(f"{key}.path")
+    return source.model_copy(update={"path": _find(source.path, f"{key}.path", at, beside(at))})
+
+
+def _find(value: str, key: str, place: str, folder: Path | None) -> str:
+    """A file or folder, or what looks like a hub id (`owner/name`) and is neither."""
     candidates = [base / os.path.expanduser(value) for base in (folder, Path()) if base is not None]
     for candidate in candidates:
-        if os.path.isfile(candidate):
-            return candidate
+        if os.path.isfile(candidate) or (value and os.path.isdir(candidate)):
+            return str(candidate)
+    if HUB_ID.fullmatch(value) and not any(os.path.isdir(candidate.parent) for candidate in candidates):
+        return value
     parents = [candidate.parent for candidate in candidates if os.path.isdir(candidate.parent)]
     names = {p.name: p for parent in parents for p in parent.iterdir() if p.is_file()}
     near = difflib.get_close_matches(Path(value).name, list(names), n=1)

@@ -19,7 +19,6 @@ from transformers import PrinterCallback
 from exoalign.config import Recipe
 from exoalign.data.formats import PromptRow
 from exoalign.data.table import read_table, write_table
-from exoalign.data.tokenize import tokenize
 from exoalign.errors import ConfigError
 from exoalign.estimators import cluster_bootstrap
 from exoalign.evaluate.compare import kl_of_samples, summarise
@@ -206,7 +205,7 @@ def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow],
 
 
 def evaluate_heldout(
-    context: Context, aligned: Path, trained_on: Path, heldout: Sequence[Group] | None, folder: Path
+    context: Context, aligned: Path, train: Sequence[Group], heldout: Sequence[Group] | None, folder: Path
 ) -> str:
     """Loss before and after and accuracy, on the training groups and on held-out ones -> metrics.json.
 
@@ -214,9 +213,9 @@ def evaluate_heldout(
     """
     recipe = context.recipe
     precision: dict[str, Any] = {"bf16": False, "temperature": recipe.temperature}
-    parts = {"train": [replace(group, reference_logprobs=None) for group in read_table(trained_on)]}
+    parts = {"train": train}
     if heldout:
-        parts["heldout"] = tokenize(heldout, context.tokenizer)
+        parts["heldout"] = heldout
     reference, cache = context.load(), ReferenceCache(default_folder())
     for name, part in parts.items():
         with context.progress(f"reference, {name}", len(part)) as progress:

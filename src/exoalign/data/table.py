@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,16 @@ SCHEMA = pa.schema(
 )
 
 
-def write_table(groups: Sequence[Group], path: Path) -> None:
-    """Write groups to a Parquet file, atomically."""
-    rows = [_row(group) for group in groups]
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+ROW_GROUP = 4096
+"""Groups that are written together."""
+
+
+def write_table(groups: Iterable[Group], path: Path) -> None:
+    """Write groups to a Parquet file, atomically and some at a time: they may come from a generator."""
+    stream = iter(groups)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        while rows := [row_of(group) for group in itertools.islice(stream, ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def is_group_table(path: Path) -> bool:
@@ -72,13 +78,14 @@ def read_table(path: Path) -> list[Group]:
     groups = []
     for number, row in enumerate(rows, 1):
         try:
-            groups.append(_group(row))
+            groups.append(group_of(row))
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}, row {number}: is no group: {error}") from error
     return groups
 
 
-def _row(group: Group) -> dict[str, Any]:
+def row_of(group: Group) -> dict[str, Any]:
+    """A group as a row of `SCHEMA`."""
     text = isinstance(group.prompt, str)
     return {
         "prompt": group.prompt if text else None,
@@ -108,7 +115,8 @@ def _messages(turns: Sequence[dict[str, str]]) -> tuple[Message, ...]:
     return tuple(Message(turn["role"], turn["content"]) for turn in turns)
 
 
-def _group(row: dict[str, Any]) -> Group:
+def group_of(row: dict[str, Any]) -> Group:
+    """The group of a row of `SCHEMA`."""
     messages, trajectories = row.pop("prompt_messages"), row.pop("completion_messages")
     if messages is not None:
         row["prompt"] = _messages(messages)

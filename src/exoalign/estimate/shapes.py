@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from exoalign.errors import ConfigError
@@ -53,20 +53,23 @@ def even_shape(*, groups: int = 1000, prompt: int = 512, k: int = 8, completion:
     )
 
 
-def shape_of(groups: Sequence[Group]) -> DataShape:
-    """The shape of groups that have their token ids."""
-    prompts = [len(group.prompt_ids or ()) for group in groups]
-    lengths = [[len(ids) for ids in group.completion_ids or ()] for group in groups]
+def shape_of(groups: Iterable[Group]) -> DataShape:
+    """The shape of groups that have their token ids; they are gone through once."""
+    prompts, lengths, counted = list[int](), list[list[int]](), 0
+    for group in groups:
+        prompts.append(len(group.prompt_ids or ()))
+        lengths.append([len(ids) for ids in group.completion_ids or ()])
+        counted += sum(group.counted_tokens)
     every = [n for row in lengths for n in row]
     return DataShape(
-        groups=len(groups),
+        groups=len(prompts),
         prompt=max(prompts),
         k=max(map(len, lengths)),
         completion=max(every),
         completions=len(every),
         tokens=sum(prompts) + sum(every) - len(every),
         targets=sum(every),
-        counted=sum(sum(group.counted_tokens) for group in groups),
+        counted=counted,
     )
 
 

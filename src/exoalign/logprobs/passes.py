@@ -8,7 +8,7 @@ Shape legend: B groups, K completions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,22 +43,24 @@ class Pass:
             values[self.groups[0], self.completions] = found[0]
 
 
-def budget_for(groups: Sequence[Group], max_tokens: int | None, most: int = TOKENS) -> int:
+def budget_for(groups: Iterable[Group], max_tokens: int | None, most: int = TOKENS) -> int:
     """The tokens of a pass: what is asked for, else `most` and at least what the groups need.
 
     Raises:
         DataError: naming the group whose prompt and longest completion are more than what is asked for.
     """
-    needs = [len(g.prompt_ids or ()) + max(len(ids) for ids in g.completion_ids or ((),)) for g in groups]
-    if max_tokens is None:
-        return max([most, *needs])
-    for group, need in zip(groups, needs, strict=True):
-        if need > max_tokens:
-            raise DataError(
-                f"{group.where}: its prompt and longest completion are {need} tokens, and max_tokens_per_pass is {max_tokens};"
-                f" raise it to at least {max(needs)}, or shorten the group"
-            )
-    return max_tokens
+    largest, over = 0, None
+    for group in groups:
+        need = len(group.prompt_ids or ()) + max(len(ids) for ids in group.completion_ids or ((),))
+        largest = max(largest, need)
+        if over is None and max_tokens is not None and need > max_tokens:
+            over = group.where, need
+    if over is not None:
+        raise DataError(
+            f"{over[0]}: its prompt and longest completion are {over[1]} tokens, and max_tokens_per_pass is {max_tokens};"
+            f" raise it to at least {largest}, or shorten the group"
+        )
+    return max(most, largest) if max_tokens is None else max_tokens
 
 
 def split(

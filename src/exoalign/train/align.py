@@ -13,6 +13,7 @@ Ten lines align a model::
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from exoalign import adapters
 from exoalign.data.collate import collate
 from exoalign.data.doctor.findings import Finding
 from exoalign.data.doctor.targets import target_findings
-from exoalign.data.tokenize import tokenize
+from exoalign.data.group_table import with_ids
 from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch, check_groups
 from exoalign.logprobs.engine import completion_logprobs
@@ -124,8 +125,8 @@ class ExoTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=tokenize(train_dataset, processing_class, context=context),
-            eval_dataset=None if eval_dataset is None else tokenize(eval_dataset, processing_class, context=context),
+            train_dataset=with_ids(train_dataset, processing_class, context=context),
+            eval_dataset=None if eval_dataset is None else with_ids(eval_dataset, processing_class, context=context),
             processing_class=processing_class,
             data_collator=_tensors,
             **kwargs,
@@ -203,7 +204,7 @@ class ExoTrainer(Trainer):
     def tokens_per_pass(self) -> int:
         """Tokens that go through the model at once: see `max_tokens_per_pass`."""
         if self._budget is None:
-            self._budget = tokens_per_pass(self.model, self.args, [*self.train_dataset, *(self.eval_dataset or [])])
+            self._budget = tokens_per_pass(self.model, self.args, self.train_dataset, self.eval_dataset or [])
         return self._budget
 
     def compute_loss(
@@ -245,7 +246,7 @@ class ExoTrainer(Trainer):
         if batch.completion_masks is not None:
             ids = torch.where(batch.completion_masks[b], ids, ~ids)  # as in Group.marked_ids
         replies = tuple(tuple(ids[k, :n].tolist()) for k, n in enumerate(lengths))
-        for group in [*self.train_dataset, *(self.eval_dataset or [])]:
+        for group in itertools.chain(self.train_dataset, self.eval_dataset or []):
             if group.prompt_ids == prompt and group.marked_ids == replies:
                 return group.where
         return f"group {b + 1} of the batch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,15 +24,15 @@ SMALL_STEP = 1024
 """A step of so many tokens is one pass: to divide it saves little memory, and to find out how takes time."""
 
 
-def tokens_per_pass(model: Any, arguments: ExoConfig, groups: Sequence[Group]) -> int:
+def tokens_per_pass(model: Any, arguments: ExoConfig, *data: Sequence[Group]) -> int:
     """The tokens of a pass: `max_tokens_per_pass`, or what fits into memory and is of use, and at least what the groups need.
 
     Raises:
         DataError: naming a group that is larger than `max_tokens_per_pass` by its prompt and longest completion alone.
     """
     if arguments.max_tokens_per_pass is not None:
-        return budget_for(groups, arguments.max_tokens_per_pass)
-    shape = shape_of(groups)
+        return budget_for(itertools.chain(*data), arguments.max_tokens_per_pass)
+    shape = shape_of(itertools.chain(*data))
     most = TOKENS
     if arguments.per_device_train_batch_size * shape.largest_group > SMALL_STEP:
         try:
@@ -45,7 +46,7 @@ def tokens_per_pass(model: Any, arguments: ExoConfig, groups: Sequence[Group]) -
             )
         except ExoalignError as error:
             logger.info("%d tokens a pass, without regard to memory: %s", most, error)
-    return budget_for(groups, None, most)
+    return budget_for(itertools.chain(*data), None, most)
 
 
 def estimate_training(model: Any, arguments: ExoConfig, shape: DataShape, *, tokens: int | None = None) -> Estimate:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
 
 from exoalign.data.collate import collate
+from exoalign.data.group_table import GroupTable
 from exoalign.errors import TrainingError
 from exoalign.groups import Group
 from exoalign.logprobs.engine import shares_prefix
@@ -62,7 +65,7 @@ def add_reference(
     max_tokens: int | None = None,
     report: Callable[[int], None] | None = None,
     cache: ReferenceCache | None = None,
-) -> list[Group]:
+) -> Sequence[Group]:
     """Give every group that lacks them its reference log-probs; those that are there must be this model's.
 
     Args:
@@ -75,53 +78,100 @@ def add_reference(
         cache: what other runs computed is taken from here, after a few of it were computed again and compared; what is
             computed is kept here, pass by pass.
 
+    Returns:
+        A list; of groups on the disk, they and an array of the log-probs beside them.
+
     Raises:
         TrainingError: naming the group, if a log-prob is not finite, says that it comes from other weights, precision or
             temperature, or comes from a cache that the model disagrees with.
     """
-    missing = [i for i, group in enumerate(groups) if group.reference_logprobs is None]
-    done = list(groups)
     record = describe(model, bf16=bf16, temperature=temperature)
-    for group in groups:
-        if group.reference_logprobs is not None and group.provenance.get("reference", record) != record:
+    missing = []
+    for i, group in enumerate(groups):
+        if group.reference_logprobs is None:
+            missing.append(i)
+        elif group.provenance.get("reference", record) != record:
             raise TrainingError(
                 f"{group.where}: its reference log-probs are of something else. {_difference(group, record)}"
             )
     device = next(model.parameters()).device.type  # other kernels, which round differently
     with CacheFile(cache.folder if cache else None, {**record, "device": device}) as kept:
-        known = dict(zip(missing, kept.look_up([groups[i] for i in missing]), strict=True))
-        _check_kept(kept, [(groups[i], row) for i, row in known.items()], model, bf16=bf16, temperature=temperature)
-        whole = {i: row for i, row in known.items() if None not in row}
-        for i, row in whole.items():
-            done[i] = _with_reference(groups[i], row, record)
+        known = dict(zip(missing, kept.look_up(groups[i] for i in missing), strict=True))
+        _check_kept(kept, groups, known, model, bf16=bf16, temperature=temperature)
+        whole = {i for i, row in known.items() if None not in row}
         if cache:
             cache.asked, cache.reused = cache.asked + len(missing), cache.reused + len(whole)
             cache.used |= any(value is not None for row in known.values() for value in row)
         if report and whole:
             report(len(whole))
-        missing = [i for i in missing if i not in whole]
-        for chosen in _together(groups, missing, model, max_tokens):
+        for chosen in _together(groups, [i for i in missing if i not in whole], model, max_tokens):
             wanted = {i: [k for k, value in enumerate(known[i]) if value is None] for i in chosen}
             parts = [_part(groups[i], wanted[i]) for i in chosen]
             values = logprobs_of(parts, model, bf16=bf16, temperature=temperature, max_tokens=max_tokens)
-            for i, computed in zip(chosen, values, strict=True):
+            for i, part, computed in zip(chosen, parts, values, strict=True):
                 for k, value in zip(wanted[i], computed, strict=True):
-                    _check_finite(groups[i], k, value)
+                    _check_finite(part, k, value)
                     known[i][k] = value
-                done[i] = _with_reference(groups[i], known[i], record)
             kept.store(parts, values)
             if report:
                 report(len(chosen))
-    return done
+    found = WithReference.of(groups, known, record)
+    return found if isinstance(groups, GroupTable) else list(found)
+
+
+class WithReference(Sequence[Group]):
+    """Groups, wherever they lie, and their reference log-probs in an array: what 100,000 groups hold of them in memory.
+
+    Args:
+        groups: N groups, some with reference log-probs, which they keep.
+        values: [sum of K] float64, nats: of the completions of all groups, NaN where the group has its own.
+        ends: [N] int64: where the log-probs of each group end in `values`.
+        record: what they were computed with (`describe`).
+    """
+
+    def __init__(self, groups: Sequence[Group], values: np.ndarray, ends: np.ndarray, record: dict[str, Any]) -> None:
+        self.groups, self.values, self.ends, self.record = groups, values, ends, record
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[Group], known: Mapping[int, Sequence[float | None]], record: dict[str, Any]
+    ) -> WithReference:
+        """With a row of log-probs for each group that has none of its own."""
+        ends = np.cumsum([len(known.get(i, ())) for i in range(len(groups))], dtype=np.int64)
+        values = np.array([value for i in range(len(groups)) for value in known.get(i, ())], dtype=np.float64)
+        return cls(groups, values, ends, record)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, index: int) -> Group: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Group]: ...
+    def __getitem__(self, index: int | slice) -> Group | list[Group]:
+        chosen = range(len(self))[index]
+        return self._group(chosen, self.groups[chosen]) if isinstance(chosen, int) else [self[i] for i in chosen]
+
+    def __iter__(self) -> Iterator[Group]:
+        return itertools.starmap(self._group, enumerate(self.groups))
+
+    def _group(self, i: int, group: Group) -> Group:
+        if group.reference_logprobs is not None:
+            return group
+        row = self.values[self.ends[i - 1] if i else 0 : self.ends[i]].tolist()
+        return replace(group, reference_logprobs=tuple(row), provenance={**group.provenance, "reference": self.record})
 
 
 def _together(
     groups: Sequence[Group], chosen: Sequence[int], model: torch.nn.Module, max_tokens: int | None
 ) -> list[list[int]]:
     """Indices of groups that fill a pass together, or of one group that fills several."""
-    prompts = [len(groups[i].prompt_ids or ()) for i in chosen]
-    completions = [[len(ids) for ids in groups[i].completion_ids or ()] for i in chosen]
-    most = budget_for([groups[i] for i in chosen], max_tokens)
+    prompts, completions = list[int](), list[list[int]]()
+    for i in chosen:
+        group = groups[i]
+        prompts.append(len(group.prompt_ids or ()))
+        completions.append([len(ids) for ids in group.completion_ids or ()])
+    most = budget_for((groups[i] for i in chosen), max_tokens)
     sets = split(prompts, completions, most, shared=shares_prefix(model), together=fill(model))
     return [[chosen[i] for i in passes[0].groups] for passes in sets]
 
@@ -142,11 +192,6 @@ def _part(group: Group, completions: Sequence[int]) -> Group:
     )
 
 
-def _with_reference(group: Group, row: Sequence[float | None], record: dict[str, Any]) -> Group:
-    values = tuple(value for value in row if value is not None)  # were one missing, Group would refuse their number
-    return replace(group, reference_logprobs=values, provenance={**group.provenance, "reference": record})
-
-
 def _check_finite(group: Group, k: int, value: float) -> None:
     if not math.isfinite(value):
         raise TrainingError(
@@ -157,7 +202,8 @@ def _check_finite(group: Group, k: int, value: float) -> None:
 
 def _check_kept(
     kept: CacheFile,
-    found: Sequence[tuple[Group, Sequence[float | None]]],
+    groups: Sequence[Group],
+    found: Mapping[int, Sequence[float | None]],
     model: torch.nn.Module,
     *,
     bf16: bool,
@@ -165,8 +211,9 @@ def _check_kept(
 ) -> None:
     """Compute a few groups that the cache knows again: they must agree but for rounding."""
     tolerance = KEPT_TOLERANCE[_precision(model, bf16)]
-    some = [(group, row) for group, row in found if any(value is not None for value in row)]
-    for group, row in some[:: math.ceil(len(some) / CHECKED) or 1]:
+    some = [i for i, row in found.items() if any(value is not None for value in row)]
+    for i in some[:: math.ceil(len(some) / CHECKED) or 1]:
+        group, row = groups[i], found[i]
         there = dict([(k, value) for k, value in enumerate(row) if value is not None][:CHECKED_COMPLETIONS])
         part = _part(group, list(there))
         values = logprobs_of([part], model, bf16=bf16, temperature=temperature)[0]

@@ -18,7 +18,7 @@ import logging
 import math
 import sqlite3
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -106,7 +106,7 @@ class CacheFile:
                 connection.execute(SCHEMA)
             connection.execute("COMMIT")
 
-    def look_up(self, groups: Sequence[Group]) -> list[list[float | None]]:
+    def look_up(self, groups: Iterable[Group]) -> list[list[float | None]]:
         """The log-prob of each group's completions in nats, None where it is not known."""
         if self._connection is None:
             return [[None] * group.k for group in groups]

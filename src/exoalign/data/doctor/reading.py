@@ -8,8 +8,8 @@ from pathlib import Path
 from exoalign.data.conversations import prompt_of
 from exoalign.data.doctor.records import Record
 from exoalign.data.formats import PromptRow, TextRow, stream_groups, text_of
+from exoalign.data.kinds import OneKind, kind_of
 from exoalign.data.set_aside import SetAside
-from exoalign.data.shapes import OneKind, kind_of
 from exoalign.data.sources import Source, attempts
 from exoalign.data.table import is_group_table
 from exoalign.errors import DataError
