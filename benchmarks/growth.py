@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py --json growth.json    # about 15 minutes on two cores
 
-Three series: K = 2 ... 64 with a prompt of 256 tokens, with the pass budget that `auto` takes and with one of 1,024 tokens (a
+Three series: K = 2 ... 64 with a prompt of 256 tokens, a group whole up to 4,096 tokens and with passes of 1,024 tokens (a
 group that is larger goes through the model twice); prompts of 64 ... 1,024 tokens with K = 8. One process a measurement.
 """
 

@@ -42,7 +42,7 @@ KINDS = {
         "aten::pow",
         "aten::rsqrt",
     ),
-    "softmax of the head": ("aten::exp", "aten::amax", "aten::sum", "aten::log"),
+    "softmaxes": ("aten::exp_", "aten::amax", "aten::sum", "aten::log"),
     "copies and conversions": ("aten::copy_", "aten::cat", "aten::index", "aten::clone"),
 }
 OTHER = "other"

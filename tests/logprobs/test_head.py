@@ -276,3 +276,19 @@ class TestHeadOf:
         weight = torch.nn.Parameter(model.lm_head.weight.detach().as_subclass(Quantised))
         model.lm_head._parameters["weight"] = weight
         assert head_of(model) is None
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_certain_token_is_not_more_than_certain(frozen):
+    """In bfloat16 20 + 1/16 rounds to 20: the target's logit and the normaliser come of the same rounded product."""
+    hidden = torch.ones(1, 2, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[20.0, 0.0625], [0.0, 0.0]], dtype=torch.bfloat16, requires_grad=not frozen)
+    found = token_logprobs(hidden, Head(weight), torch.tensor([0]), tile=(1, 1))
+    assert found.item() == pytest.approx(-math.exp(-20), rel=0.1, abs=1e-6)
+    assert found.item() <= 0
+    found.backward()
+    # (1 - p) * (w_0 - w_1) with 1 - p = 2e-9
+    assert hidden.grad.abs().max() < 1e-6
+    ratio, kl = token_comparison(hidden, Head(weight), hidden, Head(2 * weight), torch.tensor([0]))
+    assert ratio.abs().item() < 1e-6
+    assert kl.abs().item() < 1e-6

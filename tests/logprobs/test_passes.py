@@ -38,6 +38,12 @@ def test_rows_repeat_the_prompt_and_are_padded():
     assert split([4], [[3, 5]], 17, shared=False) == [[Pass([0], [1]), Pass([0], [0])]]
 
 
+def test_rows_of_several_groups_are_padded_to_the_longest_of_all():
+    # rows of 100 + 1 and of 1 + 100 tokens: together two of 200
+    assert split([100, 1], [[1], [100]], 399, shared=False) == [[Pass([0])], [Pass([1])]]
+    assert split([100, 1], [[1], [100]], 400, shared=False) == [[Pass([0, 1])]]
+
+
 @given(shapes, st.integers(18, 60), st.booleans())
 def test_every_completion_goes_once_and_no_pass_is_too_large(groups, most, shared):
     prompts = [prompt for prompt, _ in groups]
@@ -51,11 +57,11 @@ def test_every_completion_goes_once_and_no_pass_is_too_large(groups, most, share
             taken = [(b, j) for b in part.groups for j in columns if completions[b][j]]
             seen += taken
             rows = [[completions[b][j] for j in columns if completions[b][j]] for b in part.groups]
-            sizes = [
-                prompts[b] + sum(row) if shared else len(row) * (prompts[b] + max(row))
-                for b, row in zip(part.groups, rows, strict=True)
-            ]
-            assert sum(sizes) <= most
+            if shared:
+                size = sum(prompts[b] + sum(row) for b, row in zip(part.groups, rows, strict=True))
+            else:  # all rows as long as the longest prompt and the longest completion
+                size = sum(map(len, rows)) * (max(prompts[b] for b in part.groups) + max(map(max, rows)))
+            assert size <= most
     assert sorted(seen) == [(b, j) for b, row in enumerate(completions) for j in range(k) if row[j]]
 
 

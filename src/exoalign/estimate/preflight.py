@@ -42,7 +42,7 @@ class Estimate:
         parameters, trainable: numbers of weights.
         weights, gradients, optimizer: kept through the run.
         activations: of one pass, kept from its forward for its backward.
-        temporary: the head's logits, gradients on their way, and fragments of the allocator.
+        temporary: tiles of the head's logits, gradients on their way, and fragments of the allocator.
         data: token ids, texts and the cache of reference log-probs.
         baseline: Python and its libraries.
         memory: what the process may hold on the device, None where that is not known.
@@ -118,6 +118,7 @@ def estimate(
     *,
     bf16: bool,
     tokens_per_pass: int | None = None,
+    most: int | None = None,
     epochs: float = 1.0,
     memory: int | None = None,
     rate: float | None = None,
@@ -131,7 +132,8 @@ def estimate(
         model: a causal language model with its adapters, weights on any device or on none (see `skeleton`).
         shape: of the data.
         bf16: matrix products under bfloat16 autocast.
-        tokens_per_pass: tokens that go through the model at once; what fits when None.
+        tokens_per_pass: tokens that may go through the model at once; what fits when None.
+        most: tokens that there are for one pass, however many may go: those of a step, say.
         epochs: of training; the reference goes through the data once more.
         memory: bytes that the process may hold; what the device has for it when None.
         rate: of matrix products, operations a second; measured here when None.
@@ -147,6 +149,7 @@ def estimate(
     checkpointing = recomputes(model) if checkpointing is None else checkpointing
     run = _Run(model, shape, epochs, memory, optimizer_bytes, device)
     tokens = tokens_per_pass or run.budget(bf16=bf16, checkpointing=checkpointing)
+    tokens = tokens if most is None else min(tokens, most)
     rows = _one_pass(shape, tokens).tokens
     rate = rate or product_rate(model, bf16=bf16, device=device, rows=rows)
     result = run.plan(tokens, bf16=bf16, checkpointing=checkpointing, rate=rate)

@@ -123,12 +123,6 @@ class Pack:
         )
 
 
-def packed_tokens(prompt_length: int, completion_lengths: Sequence[int]) -> int:
-    """At most so many tokens of a row does a group take; lengths of absent completions (0) count nothing."""
-    present = [n for n in completion_lengths if n]
-    return prompt_length + sum(present) - len(present) if present else 0
-
-
 def pack(batch: GroupBatch) -> Pack:
     """Pack the real completions of a batch into one row, on the CPU."""
     row = _Row()

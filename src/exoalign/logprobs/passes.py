@@ -8,6 +8,7 @@ Shape legend: B groups, K completions.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from exoalign.logprobs.engine import completion_logprobs, shares_prefix
 TOKENS = 4096
 """Tokens of one group in a pass where nobody says otherwise."""
 TOGETHER = 1024
-"""Groups are put together up to so many tokens on a CPU: more are hardly faster, and take memory (docs/performance.md)."""
+"""Groups are put together up to so many tokens on a CPU: more are hardly faster, and take memory (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def split(
     large = [b for b in longest_first if sizes[b] > max_tokens]
     cut = [[Pass([b], part) for part in _parts(prompts[b], completions[b], max_tokens, shared=shared)] for b in large]
     most = min(max_tokens, max_tokens if together is None else together)
-    filled = (_balanced if shared else _alike)(longest_first[len(large) :], sizes, most)
+    small = longest_first[len(large) :]
+    filled = _balanced(small, sizes, most) if shared else _alike(small, prompts, completions, most)
     return [*cut, *([Pass(groups)] for groups in filled)]
 
 
@@ -103,26 +105,31 @@ def _balanced(order: Sequence[int], sizes: Sequence[int], most: int) -> list[lis
         return alone
     for count in range(max(1, -(-sum(sizes[b] for b in small) // most)), len(small) + 1):
         passes: list[list[int]] = [[] for _ in range(count)]
-        filled = [0] * count
+        emptiest = [(0, i) for i in range(count)]
         for b in small:
-            i = min(range(count), key=filled.__getitem__)
+            filled, i = emptiest[0]
+            if filled + sizes[b] > most:
+                break
             passes[i].append(b)
-            filled[i] += sizes[b]
-        if max(filled) <= most:
+            heapq.heapreplace(emptiest, (filled + sizes[b], i))
+        else:
             return alone + passes
     raise AssertionError("a pass for each is enough")
 
 
-def _alike(order: Sequence[int], sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Neighbours in the order of length together, which need the least padding."""
+def _alike(
+    order: Sequence[int], prompts: Sequence[int], completions: Sequence[Sequence[int]], most: int
+) -> list[list[int]]:
+    """Neighbours in the order of size together, which need little padding: to the longest prompt and completion of the pass."""
     passes: list[list[int]] = []
-    filled = most
+    rows = prompt = completion = 0
     for b in order:
-        if not passes or filled + sizes[b] > most:
+        count, longest = sum(length > 0 for length in completions[b]), max(completions[b])
+        if not passes or (rows + count) * (max(prompt, prompts[b]) + max(completion, longest)) > most:
             passes.append([])
-            filled = 0
+            rows = prompt = completion = 0
         passes[-1].append(b)
-        filled += sizes[b]
+        rows, prompt, completion = rows + count, max(prompt, prompts[b]), max(completion, longest)
     return passes
 
 

@@ -14,7 +14,8 @@ from exoalign.estimate.lines import lines, warning
 from exoalign.estimate.preflight import Estimate, estimate
 from exoalign.estimate.shapes import DataShape, shape_of
 from exoalign.groups import Group
-from exoalign.logprobs.passes import TOKENS, budget_for
+from exoalign.logprobs.passes import TOGETHER, TOKENS, budget_for
+from exoalign.models import default_device
 from exoalign.progress import plain
 from exoalign.train.arguments import ExoConfig
 
@@ -51,13 +52,15 @@ def tokens_per_pass(model: Any, arguments: ExoConfig, *data: Sequence[Group]) ->
 
 def estimate_training(model: Any, arguments: ExoConfig, shape: DataShape, *, tokens: int | None = None) -> Estimate:
     """What training on data of a shape will take with the trainer's settings; the model may be without weights."""
-    step = arguments.per_device_train_batch_size * shape.largest_group
-    tokens = tokens or arguments.max_tokens_per_pass
+    most = arguments.per_device_train_batch_size * shape.largest_group
+    if default_device().type == "cpu":  # groups are put together up to so much only
+        most = min(most, max(TOGETHER, shape.largest_group))
     return estimate(
         model,
         shape,
         bf16=arguments.bf16,
-        tokens_per_pass=None if tokens is None else min(tokens, step),
+        tokens_per_pass=tokens or arguments.max_tokens_per_pass,
+        most=most,
         epochs=arguments.num_train_epochs,
         checkpointing=arguments.gradient_checkpointing or None,
         optimizer_bytes=_state_bytes(arguments),

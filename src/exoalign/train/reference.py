@@ -23,6 +23,8 @@ from exoalign.train.reference_cache import CacheFile, ReferenceCache
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Policy and reference may differ by this many nats times the root of the completion's length (tokens that count) before the
 first step."""
+WINDOW = 512
+"""Groups whose passes are planned together: enough to find some of one length, and planning stays linear in the data."""
 KEPT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 """The same for log-probs out of a cache: other passes may have computed them, and padded rows of another width round otherwise
 (SmolLM2 under bfloat16: by up to 0.6 nats on 40 tokens, which is 0.1 times the root)."""
@@ -172,8 +174,12 @@ def _together(
         prompts.append(len(group.prompt_ids or ()))
         completions.append([len(ids) for ids in group.completion_ids or ()])
     most = budget_for((groups[i] for i in chosen), max_tokens)
-    sets = split(prompts, completions, most, shared=shares_prefix(model), together=fill(model))
-    return [[chosen[i] for i in passes[0].groups] for passes in sets]
+    found = []
+    for start in range(0, len(chosen), WINDOW):
+        part = slice(start, start + WINDOW)
+        sets = split(prompts[part], completions[part], most, shared=shares_prefix(model), together=fill(model))
+        found += [[chosen[start + i] for i in passes[0].groups] for passes in sets]
+    return found
 
 
 def _part(group: Group, completions: Sequence[int]) -> Group:
