@@ -1,6 +1,7 @@
 """Estimates of whole runs: sums by hand, a 70B model from its configuration, and what to lower where it does not fit."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from exoalign.estimate.preflight import _work, estimate, skeleton
 from exoalign.estimate.shapes import even_shape, parse_shape, shape_of
 from exoalign.estimate.simulate import Simulated
 from exoalign.groups import Group
+from exoalign.logprobs.passes import TOGETHER
 from exoalign.pipeline import run
 from exoalign.recipe import build_recipe
+from exoalign.train.arguments import ExoConfig
+from exoalign.train.preflight import estimate_training
 
 CPU = torch.device("cpu")
 SETTINGS = {"bf16": False, "rate": 1e11, "device": CPU}
@@ -56,6 +60,22 @@ def test_work_by_hand():
     assert _work(shape, found, simulated=60, tokens=120, epochs=2) == (5, 600 * 3 + 2 * 600 * 9)
     # passes of 40 tokens: the prompt and two completions, so two of them and the prompt twice, and one more forward
     assert _work(shape, found, simulated=60, tokens=40, epochs=1) == (20, 600 * 3 + 800 * 12)
+
+
+@pytest.mark.parametrize(
+    ("batch", "shape", "tokens"),
+    [
+        (8, even_shape(groups=100, prompt=20, k=2, completion=141), TOGETHER),  # groups of 20 + 2 * 140 = 300
+        (2, even_shape(groups=100, prompt=20, k=2, completion=141), 600),  # a step has no more
+        (8, even_shape(groups=100, prompt=200, k=10, completion=201), 2200),  # one group is more already
+    ],
+)
+def test_a_pass_holds_what_is_put_together_of_a_step(batch, shape, tokens, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("exoalign.train.preflight.default_device", lambda: CPU)
+    arguments = ExoConfig(str(tmp_path), per_device_train_batch_size=batch)
+    found = estimate_training(skeleton(str(tiny_folder)), arguments, shape, tokens=4096)
+    assert found.tokens_per_pass == tokens
+    assert found.passes == math.ceil(shape.tokens / tokens)
 
 
 def test_what_does_not_count_takes_no_time_in_the_head(tiny_folder):
