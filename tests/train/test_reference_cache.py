@@ -94,6 +94,13 @@ def stored(file) -> int:
         return connection.execute("SELECT count(*) FROM logprobs").fetchone()[0]
 
 
+def test_passes_are_planned_by_windows_of_groups(tiny_model, groups, computed, monkeypatch):
+    monkeypatch.setattr(reference, "WINDOW", 3)
+    done = add_reference(groups, tiny_model, **PLAIN)
+    assert computed == [9, 9, 6]  # three groups of three completions in each window of 8 groups
+    assert_right(done, tiny_model)
+
+
 # What is found again
 
 
