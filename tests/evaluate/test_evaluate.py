@@ -1,13 +1,16 @@
 """Evaluation numbers by hand."""
 
+import copy
 from dataclasses import replace
 
 import pytest
+import torch
 
-from exoalign import ExoConfig, Group
+from exoalign import ExoConfig, Group, collate
 from exoalign.errors import DataError
 from exoalign.evaluate.compare import kl_of_samples, summarise
 from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of
+from exoalign.logprobs import rows
 
 
 def samples(rewards, lengths):
@@ -52,6 +55,32 @@ def test_a_policy_is_at_no_distance_from_itself(tiny_model):
     ratios, exact = kl_of_samples(tiny_model, tiny_model, groups, temperature=0.8)
     assert ratios == [[0.0, 0.0]]
     assert exact[0] == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("together", [1, 20, 1000])
+def test_each_group_gets_its_own_numbers_whatever_it_is_put_together_with(together, tiny_model, monkeypatch):
+    monkeypatch.setattr("exoalign.logprobs.passes.TOGETHER", together)
+    reference = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        reference.lm_head.weight.mul_(1.5)
+    lengths = [(2, 3, 1), (5,), (1, 4), (7, 2)]
+    groups = [
+        Group(
+            f"p{i}",
+            tuple("abc"[: len(ns)]),
+            prompt_ids=tuple(range(1, 4 + i)),
+            completion_ids=tuple(tuple(range(10 * k, 10 * k + n)) for k, n in enumerate(ns)),
+        )
+        for i, ns in enumerate(lengths)
+    ]
+    done = []
+    found = kl_of_samples(tiny_model, reference, groups, temperature=0.8, report=done.append)
+    assert sum(done) == 4
+    for i, group in enumerate(groups):
+        alone = rows.compare_policies(tiny_model, reference, collate([group]), temperature=0.8)
+        for ours, theirs in zip(found, alone, strict=True):
+            assert len(ours[i]) == group.k
+            assert ours[i] == pytest.approx(theirs[0].tolist(), abs=1e-4)
 
 
 def test_accuracy_counts_the_best_and_halves_ties():

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from exoalign.data.collate import collate
 from exoalign.errors import DataError
 from exoalign.estimators import cluster_bootstrap, paired_difference
 from exoalign.groups import Group
 from exoalign.logprobs.engine import compare_policies
-
-if TYPE_CHECKING:
-    import torch
+from exoalign.logprobs.passes import budget_for, split_batch
 
 
 def kl_of_samples(
@@ -35,14 +35,16 @@ def kl_of_samples(
     Returns:
         log-ratios and summed exact per-step KL, a list for each group.
     """
-    ratios, exact = [], []
-    for group in groups:
-        log_ratio, kl = compare_policies(policy, reference, collate([group]), temperature=temperature)
-        ratios.append(log_ratio[0, : group.k].tolist())
-        exact.append(kl[0, : group.k].tolist())
+    batch = collate(groups)
+    ratios, exact = (torch.zeros(batch.shape, dtype=torch.float64) for _ in range(2))
+    for passes in split_batch(policy, batch, budget_for(groups, None)):
+        for part in passes:
+            log_ratio, kl = compare_policies(policy, reference, part.of(batch), temperature=temperature)
+            part.put(log_ratio, ratios)
+            part.put(kl, exact)
         if report:
-            report(1)
-    return ratios, exact
+            report(len(passes[0].groups))
+    return _lists(ratios, groups), _lists(exact, groups)
 
 
 def summarise(
@@ -94,6 +96,11 @@ def _rewards(group: Group) -> tuple[float, ...]:
     if group.rewards is None:
         raise DataError(f"{group.where}: has no rewards; score the samples first")
     return group.rewards
+
+
+def _lists(values: torch.Tensor, groups: Sequence[Group]) -> list[list[float]]:
+    """[B, K] -> the numbers of each group's completions."""
+    return [row[: group.k] for row, group in zip(values.tolist(), groups, strict=True)]
 
 
 def _lengths(group: Group) -> list[float]:
