@@ -415,6 +415,8 @@ def test_what_is_read_is_handed_on_at_once(write, kind, column):
         ([PAIR_ROW], "o.jsonl", "pair", ["no kind `pair`; did you mean `pairs`? There are: pairs, kway, "]),
         ([PAIR_ROW], "o.csv", "kway", ["o.csv, row 1: `completions` is a list", "write .jsonl or .parquet"]),
         ([CHAT_PAIR], "o.csv", "pairs", ["o.csv, row 1: `prompt` is a list"]),
+        ([{**PAIR_ROW, "chosen": json.dumps(CHAT_ROWS)}], "o.csv", "pairs", ["o.csv, row 1: `chosen` is text that .csv would"]),
+        ([{**PAIR_ROW, "prompt": str(CHAT_ROWS)}], "o.csv", "pairs", ["o.csv, row 1: `prompt` is text that .csv would"]),
         (
             [{"prompt": "P", "completions": ["a", "b"], "rewards": [0, 0]}],
             "o.jsonl",

@@ -86,6 +86,14 @@ def _cell(column: str, text: str, where: str) -> Any:
         raise DataError(f"{where}: `{column}` is {text[:60]!r}; expected a number") from None
 
 
+def reads_as_turns(column: str, text: str) -> bool:
+    """Whether `read_csv` takes this text of a column for messages, or for broken ones."""
+    try:
+        return column in _TURN_COLUMNS and not isinstance(_turns_or_text(column, text, ""), str)
+    except DataError:
+        return True
+
+
 def _turns_or_text(column: str, text: str, where: str) -> Any:
     """The messages where a cell holds a JSON list of objects with `role`, else the text as it stands."""
     if not text.lstrip().startswith("["):
