@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from exoalign import cli
 from exoalign.data.formats import read_groups, read_prompts, read_texts, stream_groups
 from exoalign.data.set_aside import SetAside
 from exoalign.data.shapes import format_row
@@ -53,8 +54,8 @@ LINES = [
     (PAIR, GOOD.replace(b"Hello", b"\\ud83d"), ":2: `chosen` holds a lone surrogate"),
     (PAIR, GOOD.replace(b'"chosen"', b'"prompt"'), ":2: the key `prompt` stands twice"),
     (CHAT, jsonl(CHAT).replace(b'"content"', b'"role"', 1), ":2: the key `role` stands twice"),
-    (PAIR, b'["Hi", "Hello!", "What?"]', ":2: found list, expected a JSON object"),
-    (PAIR, b'{"prompt": ' + b"[" * 50_000, ":2: nested too deeply"),
+    (PAIR, b'["Hi", "Hello!", "What?"]', ":2: found list, expected a JSON object; write each row as {"),
+    (PAIR, b'{"prompt": ' + b"[" * 50_000, ":2: nested too deeply; flatten it or leave the row out"),
     # columns
     (PAIR, {}, ":2: columns none; expected `prompt, chosen, rejected`"),
     (PAIR, {"prompt": "Hi", "chosen": "a"}, ":2: no `rejected`; found columns chosen, prompt"),
@@ -78,11 +79,20 @@ LINES = [
     (PAIR, {**PAIR, "rejected": turns("assistant")}, ":2: `rejected` is list and the prompt is text"),
     (PAIR, {**PAIR, "chosen": 5}, ":2: `chosen` is int; expected text"),
     (PAIR, {**PAIR, "prompt": " "}, ":2: `prompt` is empty"),
-    (KWAY, {**KWAY, "completions": ["a", None, "c"]}, ":2: `completions` is no list of texts or conversations"),
+    (
+        KWAY,
+        {**KWAY, "completions": ["a", None, "c"]},
+        ":2: completions[1] is null; expected text or a list of messages",
+    ),
+    (KWAY, {**KWAY, "completions": "abc"}, ":2: `completions` is no list of texts or conversations"),
     (WHOLE, {**WHOLE, "chosen": "Hello"}, ":2: `chosen` is str and `rejected` is list; expected both"),
     (WHOLE, {**WHOLE, "rejected": "Hello"}, ":2: `chosen` is list and `rejected` is str; expected both"),
     # numbers
-    (KWAY, jsonl(KWAY).replace(b"0.5", b"NaN"), ":2: NaN is no number; expected finite values"),
+    (
+        KWAY,
+        jsonl(KWAY).replace(b"0.5", b"NaN"),
+        ":2: NaN is no number; expected finite values; mend it or leave the row out",
+    ),
     (KWAY, jsonl(KWAY).replace(b"0.5", b"-Infinity"), ":2: -Infinity is no number; expected finite values"),
     (KWAY, jsonl(KWAY).replace(b"0.5", b"1e999"), ":2: `rewards` holds inf; expected finite numbers"),
     (KWAY, {**KWAY, "rewards": [1, 10**400, 0]}, ":2: rewards[1] is inf; expected a finite number"),
@@ -93,8 +103,8 @@ LINES = [
     (RANKS, {**RANKS, "completions": ["a"], "ranks": [1]}, ":2: found 1 completion(s), expected at least 2"),
     (KWAY, {**KWAY, "completions": [], "rewards": []}, ":2: found 0 completion(s), expected at least 2"),
     (RATED, {**RATED, "rating": "good"}, ":2: `rating` is 'good'; expected a number"),
-    (RATED, {**RATED, "rating": True}, ":2: `rating` is 'True'; expected a number"),
-    (LABEL, {**LABEL, "label": 0.5}, ":2: `label` is '0.5'; expected true or false; for numbers call it `rating`"),
+    (RATED, {**RATED, "rating": True}, ":2: `rating` is true; expected a number"),
+    (LABEL, {**LABEL, "label": 0.5}, ":2: `label` is 0.5; expected true or false; for numbers call it `rating`"),
     (LABEL, {**LABEL, "label": [1]}, ":2: `label` is list; expected true or false"),
     # the losing side wins
     (
@@ -133,7 +143,7 @@ LINES = [
         ":2: turn 1 of `prompt` is the assistant's at the beginning",
     ),
     (CHAT, {**CHAT, "prompt": turns("user", "tool")}, ":2: turn 2 of `prompt` is the tool's after the user"),
-    (CHAT, {**CHAT, "prompt": []}, ":2: `prompt` is list; expected text or a list of messages"),
+    (CHAT, {**CHAT, "prompt": []}, ":2: `prompt` is an empty list; expected text or a list of messages"),
     (CHAT, {**CHAT, "prompt": ["Hi"]}, ":2: turn 1 of `prompt` is str; expected {"),
     (CHAT, {**CHAT, "prompt": [{"role": "user"}]}, ":2: turn 1 of `prompt`: `content` is missing; expected text"),
     (
@@ -160,6 +170,28 @@ LINES = [
         ":2: turn 2 of `chosen` is the assistant's after the assist",
     ),
     (WHOLE, {**WHOLE, "rejected": turns("user")}, ":2: `rejected` has no turn of the assistant (found user)"),
+    # what the model would not see
+    (
+        CHAT,
+        {**CHAT, "tools": [{"type": "function"}]},
+        ":2: `tools` cannot be rendered faithfully: only what the messages say",
+    ),
+    (
+        CHAT,
+        {**CHAT, "chat_template_kwargs": {"thinking": True}},
+        ":2: `chat_template_kwargs` cannot be rendered faithfully",
+    ),
+    (PAIR, {**PAIR, "images": ["a.png"]}, ":2: `images` cannot be rendered faithfully"),
+    (
+        CHAT,
+        {**CHAT, "chosen": [{"role": "assistant", "tool_calls": [{}]}]},
+        ":2: turn 1 of `chosen` holds `tool_calls` too",
+    ),
+    (
+        CHAT,
+        {**CHAT, "chosen": [*turns("assistant"), *turns("tool", name="weather"), *turns("assistant")]},
+        ":2: turn 2 of `chosen` holds `name` too",
+    ),
 ]
 
 
@@ -175,6 +207,22 @@ def test_a_malformed_line_after_a_good_one(tmp_path, first, line, message):
     groups = list(stream_groups(path, aside, tolerate=True))
     assert aside.errors == [str(error.value)]
     assert (aside.read, sum(len(group.provenance.get("rows", [0])) for group in groups) + aside.rows) == (3, 2)
+
+
+@pytest.mark.parametrize(("first", "line", "message"), LINES, ids=[message[3:60] for _, _, message in LINES])
+def test_a_malformed_line_through_the_command_line(tmp_path, monkeypatch, capsys, first, line, message):
+    """Exit code 2, one message with the place, no traceback, and no file, not even a part of one."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(jsonl(first, line, first))
+    command = ["exoalign", "data", "convert", str(path), str(tmp_path / "out.jsonl"), "--to", "kway"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (stop.value.code, printed.out) == (2, "")
+    assert printed.err.startswith(f"error: {path}{message}")
+    assert "Traceback" not in printed.err
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 FILES = [
@@ -219,6 +267,26 @@ FILES = [
     ("null.csv", b"prompt,completion,rating\na,b,\n", ":2: `rating` is null; expected a number"),
     ("list.csv", b'prompt,completions,rewards\na,"[""b"", ""c""]",1\n', ":2: `rewards` is int; expected a list"),
     ("list.csv", b'prompt,completions,rewards\na,"[""b"",","[1]"\n', ":2: `completions`: not JSON at column 6"),
+    (
+        "turns.csv",
+        b"prompt,chosen,rejected\n\"[{'role': 'user', 'content': 'Hi'}]\",b,c\n",
+        ":2: `prompt` begins like a",
+    ),
+    (
+        "turns.csv",
+        b'prompt\n"[{""role"": ""user"", ""content"": ""H"\n',
+        ":2: `prompt` begins like a list of messages and is",
+    ),
+    (
+        "turns.csv",
+        b'prompt,chosen,rejected\n"[{""role"": ""x"", ""role"": ""user""}]",b,c\n',
+        ":2: `prompt`: the key `role`",
+    ),
+    (
+        "turns.csv",
+        b'prompt,chosen,rejected\n"[{""role"": ""user""}]",b,c\n',
+        ":2: turn 1 of `prompt`: `content` is missing",
+    ),
     ("empty.parquet", b"", ": cannot be read as Parquet"),
     ("cut.parquet", parquet([PAIR])[:-20], ": cannot be read as Parquet"),
     ("none.parquet", parquet([], pa.schema([("prompt", pa.string())])), ": no rows; expected one row or more"),
@@ -261,6 +329,11 @@ PROMPTS = [
     ({"prompt": "a"}, {"prompt": ""}, ":2: `prompt` is empty"),
     ({"prompt": turns("user")}, {"prompt": turns("user", content=" ")}, ":2: `prompt` is empty"),
     ({"prompt": "a"}, {"prompt": 1}, ":2: `prompt` is int; expected text"),
+    (
+        {"prompt": turns("user")},
+        {"prompt": turns("user"), "tools": "[{}]"},
+        ":2: `tools` cannot be rendered faithfully",
+    ),
 ]
 
 
@@ -293,6 +366,11 @@ TEXTS = [
         {"messages": turns("user", "assistant")},
         {"messages": "Hi"},
         ":2: `messages` is str; expected a list of messages",
+    ),
+    (
+        {"messages": turns("user", "assistant")},
+        {"messages": turns("user", "assistant"), "tools": [{"type": "function"}]},
+        ":2: `tools` cannot be rendered faithfully",
     ),
     ({"messages": None}, TEXT, ":1: `messages` is null; expected a list of messages"),
     ({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}, ":2: a reply is empty; expected"),

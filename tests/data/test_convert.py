@@ -183,6 +183,54 @@ def test_values_without_a_place_are_counted(group, kind, unwritten):
 
 
 @pytest.mark.parametrize(
+    ("rows", "adapter", "kind", "unwritten"),
+    [
+        (
+            [{"prompt": "P", "chosen": "a", "rejected": "b", "margin": 1, "id": 7, "note": None}],
+            None,
+            "pairs",
+            {"column id": 2},
+        ),
+        (
+            [{"prompt": "P", "completions": ["a", "b"], "rewards": [1, 0], "generators": ["m", "n"], "ranks": [1, 2]}],
+            None,
+            "trl-preference",
+            {"rewards": 4, "column generators": 2, "column ranks": 2},
+        ),
+        (
+            [{"prompt": "P", "completion": text, "rating": 1, "label": True} for text in "ab"],
+            None,
+            "ratings",
+            {"column label": 4},
+        ),
+        ([{"prompt": "P", "id": "x"}], None, "prompts", {"column id": 2}),
+        ([{"text": "T", "label": 1}], None, "text", {"column label": 2}),
+        ([{"messages": [*CHAT_ROWS, *said("a")], "prompt": "P"}], None, "text", {"column prompt": 2}),
+        (
+            [{"prompt": "P", "completions": ["a", "b"], "rewards": [1, 0], "generators": ["m", "n"], "id": 1}],
+            "alpaca_eval",
+            "kway",
+            {"column generators": 2, "column id": 2},
+        ),
+        ([{"text": "T", "label": 1}], "rt_polarity", "text", {"column label": 2}),
+        (
+            [{"subreddit": "s", "title": "t", "post": "p", "summary": "x", "id": "y"}],
+            "tldr_prompts",
+            "prompts",
+            {"column summary": 2, "column id": 2},
+        ),
+    ],
+)
+def test_columns_that_are_not_read_are_counted(write, tmp_path, rows, adapter, kind, unwritten):
+    found = convert_file(Source(str(write(*rows, *rows)), adapter), tmp_path / "o.jsonl", kind)
+    assert +found.account.unwritten == unwritten
+    assert found.rows == 2 * len(rows)
+    assert [line for line in found.lines() if line.startswith("not written: column ")] == [
+        f"not written: {what} ({number})" for what, number in unwritten.items() if "column" in what
+    ]
+
+
+@pytest.mark.parametrize(
     ("item", "kind", "message"),
     [
         (PromptRow("Q:", "f:3"), "pairs", "f:3: found only a prompt, which cannot become pairs; it can be `prompts`"),
@@ -347,6 +395,16 @@ PAIR_ROW = {"prompt": "P", "chosen": "a", "rejected": "b"}
 CHAT_PAIR = {**PAIR_ROW, "prompt": [{"role": "user", "content": "Hi"}]}
 
 
+@pytest.mark.parametrize(("kind", "column"), [("prompts", "prompt"), ("text", "text"), ("pairs", None)])
+def test_what_is_read_is_handed_on_at_once(write, kind, column):
+    """A malformed row behind the first is only met when it is asked for."""
+    rows = [PAIR_ROW, {**PAIR_ROW, "chosen": 1}] if column is None else [{column: "a"}, {column: 1}]
+    stream = read_items(Source(str(write(*rows))), SetAside())
+    next(stream)
+    with pytest.raises(DataError, match=r"in\.jsonl:2: "):
+        next(stream)
+
+
 @pytest.mark.parametrize(
     ("rows", "out", "kind", "parts"),
     [
@@ -357,6 +415,8 @@ CHAT_PAIR = {**PAIR_ROW, "prompt": [{"role": "user", "content": "Hi"}]}
         ([PAIR_ROW], "o.jsonl", "pair", ["no kind `pair`; did you mean `pairs`? There are: pairs, kway, "]),
         ([PAIR_ROW], "o.csv", "kway", ["o.csv, row 1: `completions` is a list", "write .jsonl or .parquet"]),
         ([CHAT_PAIR], "o.csv", "pairs", ["o.csv, row 1: `prompt` is a list"]),
+        ([{**PAIR_ROW, "chosen": json.dumps(CHAT_ROWS)}], "o.csv", "pairs", ["o.csv, row 1: `chosen` is text that .csv would"]),
+        ([{**PAIR_ROW, "prompt": str(CHAT_ROWS)}], "o.csv", "pairs", ["o.csv, row 1: `prompt` is text that .csv would"]),
         (
             [{"prompt": "P", "completions": ["a", "b"], "rewards": [0, 0]}],
             "o.jsonl",

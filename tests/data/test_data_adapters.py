@@ -3,12 +3,13 @@
 import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from exoalign.data.adapters import ADAPTERS, adapt
-from exoalign.data.formats import SetAside, read_groups, read_prompts, read_texts, stream_groups
-from exoalign.data.sources import Source
+from exoalign.data.formats import read_groups, read_prompts, read_texts
+from exoalign.data.sources import Source, rows
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
 
@@ -230,12 +231,12 @@ KNOWN = [
     ),
     (
         "shp",
-        {**SHP, "labels": 1},
+        {**SHP, "labels": 1, "score_A": 41},
         {
             "prompt": turns("How long do eggs boil?"),
             "chosen": "Ten minutes.",
             "rejected": "Until done.",
-            "score_chosen": 12,
+            "score_chosen": 41,
             "score_rejected": 30,
         },
     ),
@@ -245,6 +246,14 @@ KNOWN = [
 @pytest.mark.parametrize(("name", "row", "expected"), KNOWN)
 def test_a_row_of_the_raw_schema(name, row, expected):
     assert adapt(name, row, "f:1") == [expected]
+
+
+@pytest.mark.parametrize(("name", "row", "expected"), KNOWN)
+def test_columns_that_are_told_as_not_read_change_nothing(name, row, expected):
+    others = {"generators": ["x"], "label": 7, "summary": "x"}
+    changed = {column: others.get(column, 1.5) for column in ADAPTERS[name].unread}
+    assert set(changed) <= set(ADAPTERS[name].schema)
+    assert adapt(name, row | changed, "f:1") == [expected]
 
 
 def test_every_adapter_is_tested():
@@ -293,6 +302,18 @@ def without(row, column):
         ("helpsteer", {**HELPSTEER, "helpfulness": "3"}, ["`helpfulness` is text, expected a number"]),
         ("nectar", {**NECTAR, "answers": {}}, ["`answers` is an object, expected [{answer: text"]),
         ("shp", {**SHP, "labels": 5}, ["`labels` is 5, expected 0 or 1"]),
+        (
+            "shp",
+            {**SHP, "labels": 1},
+            [
+                "`labels` is 1, so A is preferred, and `score_A` 12, `score_B` 30 say that it lost; mend the label or the"
+            ],
+        ),
+        (
+            "shp",
+            {**SHP, "score_B": 2.5},
+            ["`labels` is 0, so B is preferred, and `score_A` 12, `score_B` 2.5 say that"],
+        ),
         ("shp", [], ["is a list, expected {history: text"]),
     ],
 )
@@ -403,22 +424,56 @@ def test_a_row_of_another_schema_is_named_with_its_line(tmp_path):
         read_groups(Source(str(path), adapter="hhh"))
 
 
-@pytest.mark.parametrize(
-    ("adapter", "options"),
-    [
-        ("hh", {"data_dir": "one", "split": "test", "revision": "main", "streaming": True}),
-        ("tldr", {"name": "one", "split": "test", "revision": "main", "streaming": True}),
-    ],
-)
-def test_the_hub_is_asked_for_a_subset_as_the_data_set_has_it(adapter, options, monkeypatch):
-    """hh-rlhf has folders where others have configurations."""
+@pytest.mark.parametrize("few", [[], ULTRA["completions"][:1]])
+def test_too_few_completions_do_not_stop_a_raw_file(few, tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_text("\n".join(map(json.dumps, [ULTRA, {**ULTRA, "completions": few}, ULTRA])))
+    source = Source(str(path), adapter="ultrafeedback")
+    groups, aside = read_groups(source)
+    assert (len(groups), aside.read) == (2, 3)
+    assert aside.reasons == {"fewer than two completions": [f"{path}:2"]}
+    assert len(read_prompts(source)) == 3
+
+
+HUB = {  # (hub id, subset, split, revision)
+    "hh": ("Anthropic/hh-rlhf", "harmless-base", "test", None),
+    "hh_chat": ("Anthropic/hh-rlhf", "helpful-rejection-sampled", "train", None),
+    "tldr": ("openai/summarize_from_feedback", "comparisons", "train", "refs/convert/parquet"),
+    "tldr_sft": ("vwxyzjn/summarize_from_feedback_tldr_3_filtered", None, "train", None),
+    "tldr_prompts": ("vwxyzjn/summarize_from_feedback_tldr_3_filtered", None, "validation", None),
+    "imdb": ("stanfordnlp/imdb", None, "train", None),
+    "imdb_prompts": ("stanfordnlp/imdb", None, "test", None),
+    "rt_polarity": ("cornell-movie-review-data/rotten_tomatoes", None, "train", None),
+    "ultrafeedback": ("openbmb/UltraFeedback", None, "train", None),
+    "ultrafeedback_binarized": ("HuggingFaceH4/ultrafeedback_binarized", None, "train_prefs", None),
+    "alpaca_eval": ("tatsu-lab/alpaca_eval", None, "train", None),
+    "alpaca_eval_annotations": ("tatsu-lab/alpaca_eval", None, "train", None),
+    "helpsteer": ("nvidia/HelpSteer2", None, "train", None),
+    "nectar": ("berkeley-nest/Nectar", None, "train", None),
+    "shp": ("stanfordnlp/SHP", "askculinary", "train", None),
+}
+FOLDERS = {"hh", "hh_chat", "shp"}
+"""The data sets whose subsets are folders where others have configurations."""
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_hub_is_asked_for_what_the_docs_name(name, monkeypatch):
+    """There is no hub here: recorded is what it would be asked for. It answers with a row of the raw schema."""
+    hub_id, subset, split, revision = HUB[name]
+    row, expected = next((row, expected) for other, row, expected in KNOWN if other == name)
     asked = []
-    monkeypatch.setattr(
-        "datasets.load_dataset", lambda *a, **o: asked.append((a, o)) or [HH, TLDR][adapter == "tldr" :]
-    )
-    source = Source("owner/name", adapter=adapter, subset="one", split="test", revision="main")
-    assert next(stream_groups(source, SetAside())).winner == 0
-    assert asked == [(("owner/name",), options)]
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **o: asked.append((a, o)) or [row])
+    source = Source(hub_id, adapter=name, subset=subset, split=split, revision=revision)
+    label = hub_id + (f"@{revision}" if revision else "")
+    assert list(rows(source)) == [(f"{label}[{split}], row 1", expected)]
+    which = "data_dir" if name in FOLDERS else "name"
+    assert asked == [((hub_id,), {which: subset, "split": split, "revision": revision, "streaming": True})]
+    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |")]
+    told = [hub_id, *filter(None, (subset, revision)), *({split} - {"train", "validation", "test"})]
+    # hh_chat is "the same as conversations" as the line before it
+    subsets = PAGE if name == "hh_chat" else line
+    assert all(f"`{part}`" in (subsets if part == subset else line) for part in told)
 
 
 # Real files

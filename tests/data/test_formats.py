@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from exoalign.data.formats import read_groups, read_prompts
-from exoalign.data.table import write_table
+from exoalign.data import table
+from exoalign.data.formats import read_groups, read_prompts, stream_groups
+from exoalign.data.set_aside import SetAside
+from exoalign.data.table import BATCH_ROWS, write_table
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
 
@@ -97,6 +99,18 @@ def test_parquet_of_a_run(tmp_path):
     write_table([], tmp_path / "none.parquet")
     assert "no rows" in refused(tmp_path / "none.parquet")
     assert "no rows" in refused(tmp_path / "none.parquet", read_prompts)
+
+
+def test_the_groups_of_a_run_are_streamed(tmp_path, monkeypatch):
+    """No more is read than is asked for."""
+    path = tmp_path / "groups.parquet"
+    write_table([Group("Hi", ("a", "b"), rewards=(0.0, 1.0)) for _ in range(3 * BATCH_ROWS)], path)
+    made = []
+    monkeypatch.setattr(table, "group_of", lambda row: made.append(row) or Group(row["prompt"], ("a", "b")))
+    assert len(read_groups(path, limit=2)[0]) == len(read_prompts(path, limit=2)) == 2
+    assert len(made) == 4
+    aside = SetAside()
+    assert len(list(stream_groups(path, aside))) == aside.read == 3 * BATCH_ROWS
 
 
 @pytest.mark.parametrize("read", [lambda path, limit: read_groups(path, limit=limit)[0], read_prompts])
@@ -187,19 +201,19 @@ def test_when_all_rows_are_set_aside_that_is_an_error(write):
         ({**PAIR, "prompt": ""}, "`prompt` is empty"),
         ({**PAIR, "prompt": " \n\t"}, "`prompt` is empty"),
         ({**PAIR, "prompt": 5}, "`prompt` is int; expected text or a list of messages"),
-        ({**PAIR, "prompt": []}, "`prompt` is list; expected text or a list of messages"),
+        ({**PAIR, "prompt": []}, "`prompt` is an empty list; expected text or a list of messages"),
         ({**PAIR, "prompt": None}, "`prompt` is null; expected text or a list of messages"),
         ({**PAIR, "prompt": ["Hi"]}, 'turn 1 of `prompt` is str; expected {"role": "...", "content": "..."}'),
         ({**PAIR, "prompt": [{"role": "user"}]}, "turn 1 of `prompt`: `content` is missing; expected text"),
         ({**PAIR, "prompt": [{"role": "user", "content": 1}]}, "turn 1 of `prompt`: `content` is int; expected text"),
         ({"completions": ["a", "b"], "rewards": [0, 1]}, "no `prompt`; found columns completions, rewards"),
         ({**SCORED, "completions": "abc"}, "`completions` is no list of texts"),
-        ({**SCORED, "completions": ["a", None, "c"]}, "`completions` is no list of texts"),
+        ({**SCORED, "completions": ["a", None, "c"]}, "completions[1] is null; expected text or a list of messages"),
         ({**SCORED, "completions": [], "rewards": []}, "found 0 completion(s), expected at least 2"),
         ({**SCORED, "rewards": [1, 2]}, "2 rewards for 3 completions"),
         ({**SCORED, "rewards": None}, "`rewards` is null; expected a list with a number for each"),
         ({**SCORED, "rewards": [1, "2", 3]}, "`rewards` holds '2'; expected a list with a number for each"),
-        ({**SCORED, "rewards": [1, True, 3]}, "`rewards` holds 'True'; expected a list with a number for each"),
+        ({**SCORED, "rewards": [1, True, 3]}, "`rewards` holds true; expected a list with a number for each"),
         ({**SCORED, "rewards": [1, 10**400, 3]}, "rewards[1] is inf; expected a finite number"),
         (json.dumps(SCORED).replace("0.5", "1e999").encode(), "`rewards` holds inf; expected finite numbers"),
     ],

@@ -80,6 +80,21 @@ def test_columns_of_csv_that_are_no_text(tmp_path):
     ]
 
 
+def test_conversations_in_csv_and_what_only_looks_like_one(tmp_path):
+    turns = [{"role": "user", "content": 'Hi, "you"\n[1]'}]
+    for column in ("prompt", "chosen", "rejected", "completion"):
+        cells = [json.dumps(turns), f" {json.dumps(turns)}\n"]
+        texts = ["[1, 2]", "[]", "[{}]", '[{"role": 1}, 2]', "[sic] {", "[" * 9999, ""]
+        (tmp_path / "r.csv").write_bytes(comma_separated([{"id": "1", column: cell} for cell in cells + texts]))
+        assert [row[column] for _, row in rows(str(tmp_path / "r.csv"))] == [turns, turns, *texts]
+    (tmp_path / "r.csv").write_bytes(comma_separated([{"text": json.dumps(turns), "note": json.dumps(turns)}]))
+    assert [row["text"] for _, row in rows(str(tmp_path / "r.csv"))] == [json.dumps(turns)]
+    pair = {"prompt": turns} | {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    (tmp_path / "r.csv").write_bytes(comma_separated([{name: json.dumps(value) for name, value in pair.items()}]))
+    ((group,), _) = read_groups(tmp_path / "r.csv")
+    assert (group.prompt, group.completions) == ((("user", turns[0]["content"]),), ("chosen", "rejected"))
+
+
 def test_a_reply_in_csv_may_be_longer_than_the_limit_of_the_csv_module(tmp_path):
     row = {"prompt": "p", "chosen": "a" * 200_000, "rejected": "b"}
     (tmp_path / "r.csv").write_bytes(comma_separated([row]))
@@ -147,6 +162,36 @@ def test_a_split_of_a_folder(tmp_path):
         list(rows(Source(folder, split="dev")))
     with pytest.raises(DataError, match="helpful: no such folder; expected the subset `helpful` there"):
         list(rows(Source(folder, subset="helpful")))
+
+
+@pytest.mark.parametrize(
+    "name", ["b.tsv", "b.arrow", "b.jsonl.zst", "b.csv.zip", "b.XLSX", "b.JSONL", "b.parquet.gz", "data/b.feather"]
+)
+def test_data_that_is_not_read_is_not_passed_over(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    (tmp_path / name).write_bytes(b"")
+    message = f"^{tmp_path / name}: files of this ending are not read, and the folder would be read without it; expected .jsonl"
+    with pytest.raises(DataError, match=message):
+        list(rows(str(tmp_path)))
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    (tmp_path / "train.jsonl").write_bytes(lines(ROWS[:1]))
+    with pytest.raises(DataError, match=message):
+        list(rows(str(tmp_path)))
+    assert [row for _, row in rows(Source(str(tmp_path), split="train"))] == ROWS[:1]  # it is of no split
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["heldout.jsonl", "held-out-1.jsonl", "holdout/a.jsonl", "testing.jsonl", "eval_2.jsonl", "development.csv"],
+)
+def test_splits_of_a_folder_are_not_mixed(tmp_path, other):
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).write_bytes((comma_separated if other.endswith(".csv") else lines)(ROWS[:1]))
+    (tmp_path / "training-0.jsonl").write_bytes(lines(ROWS[1:]))
+    (tmp_path / "trainer.txt").write_text("no data")
+    with pytest.raises(DataError, match=r"has files of the splits .*training.*; name one as `split`"):
+        list(rows(str(tmp_path)))
+    assert [row for _, row in rows(Source(str(tmp_path), split="training"))] == ROWS[1:]
 
 
 def test_an_empty_file_in_a_folder_is_named(tmp_path):

@@ -1,12 +1,13 @@
 """Groups come back from Parquet as they were, and a file is there whole or not at all."""
 
 import math
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from exoalign.data.table import SCHEMA, read_table, write_table
+from exoalign.data.table import SCHEMA, iter_table, read_table, write_table
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
 
@@ -35,6 +36,19 @@ def test_groups_come_back_as_they_were(tmp_path):
     assert [type(value) for value in back[3].prompt_ids] == [int, int]
     assert isinstance(back[2].prompt[0], Message)
     assert [path.name for path in tmp_path.iterdir()] == ["g.parquet"]
+
+
+def test_groups_are_read_some_at_a_time(tmp_path):
+    """In order over the batches, and never all of them held: 5,000 of these take 20 MB."""
+    path = tmp_path / "g.parquet"
+    write_table((Group(f"p{i}", ("a",), completion_ids=(tuple(range(1000, 1100)),)) for i in range(5000)), path)
+    tracemalloc.start()
+    try:
+        assert [group.prompt for group in iter_table(path)] == [f"p{i}" for i in range(5000)]
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 3 << 20
 
 
 def test_no_groups_come_back_as_none(tmp_path):

@@ -36,7 +36,8 @@ def prompt_of(value: Any, where: str, column: str = "prompt") -> Prompt:
             )
         return value
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: `{column}` is {type_name(value)}; expected text or a list of messages {_TURN}")
+        found = "an empty list" if value == [] else type_name(value)
+        raise DataError(f"{where}: `{column}` is {found}; expected text or a list of messages {_TURN}")
     turns = conversation_of(value, where, column, assistant=False)
     if turns[-1].role not in ("user", "tool"):
         raise DataError(
@@ -103,6 +104,14 @@ def conversation_of(
 def _message(turn: Any, where: str, what: str) -> Message:
     if not isinstance(turn, dict):
         raise DataError(f"{where}: {what} is {type_name(turn)}; expected {_TURN}")
+    if isinstance(turn.get("role"), str):  # tool calls often have no content: they are named first
+        # Parquet gives each message the keys of all: a key without a value says nothing
+        more = sorted(key for key, value in turn.items() if key not in ("role", "content") and value is not None)
+        if more:
+            raise DataError(
+                f"{where}: {what} holds `{more[0]}` too; expected only role and content, as not every template renders the"
+                " rest; write it into the content or leave the row out"
+            )
     for key in ("role", "content"):
         if not isinstance(turn.get(key), str):
             found = f"is {type_name(turn[key])}" if key in turn else "is missing"
@@ -110,13 +119,6 @@ def _message(turn: Any, where: str, what: str) -> Message:
     if turn["role"] not in ROLES:
         raise DataError(
             f"{where}: {what} has the unknown role {turn['role'][:40]!r}; expected {', '.join(ROLES)}; rename it"
-        )
-    # Parquet gives each message the keys of all: a key without a value says nothing
-    more = sorted(key for key, content in turn.items() if key not in ("role", "content") and content is not None)
-    if more:
-        raise DataError(
-            f"{where}: {what} holds `{more[0]}` too; expected only role and content, as not every template renders the"
-            " rest; write it into the content or leave the row out"
         )
     return Message(turn["role"], turn["content"])
 

@@ -40,7 +40,8 @@ class Account:
 
     Attributes:
         aside: the rows of groups that the kind cannot hold, with reasons.
-        unwritten: how many values of groups that were written had no place, by what they are.
+        unwritten: how many values of groups that were written had no place, by what they are; and how many rows had a value in
+            a column that is not read.
     """
 
     aside: SetAside = field(default_factory=SetAside)

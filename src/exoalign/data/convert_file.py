@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exoalign.data.convert import Account, Item, check_kind, to_rows
-from exoalign.data.formats import PromptRow, TextRow, kind_of, read_prompts, read_texts, stream_groups
+from exoalign.data.formats import PromptRow, TextRow, kind_of, stream_groups, stream_prompts, stream_texts
 from exoalign.data.set_aside import SetAside
 from exoalign.data.sources import Source, rows
 from exoalign.data.write import check_target, write_rows
@@ -103,16 +103,17 @@ def convert_file(
         written = write_rows(to_rows(counted(), kind, account, pairs=pairs), out)
     except DataError as error:  # where nothing is left to write, the reasons say why
         raise DataError("\n".join([str(error), *(account.aside.lines() if all_read else [])])) from error
-    return Converted(out, kind, account.aside.read or items, items, noun, written, account)
+    account.unwritten.update({f"column {name}": number for name, number in account.aside.unread.items()})
+    return Converted(out, kind, account.aside.read, items, noun, written, account)
 
 
 def read_items(source: Source, aside: SetAside, *, limit: int | None = None) -> Iterator[Item]:
-    """Read what a source holds, the first `limit` of it: prompts, texts or (streamed) groups, as its first row says."""
+    """Read what a source holds, the first `limit` of it: prompts, texts or groups, as its first row says. All are streamed."""
     where, row = next(rows(source))
     kind = kind_of(row, where)
     if kind == "prompts":
-        yield from read_prompts(source, limit=limit)
+        yield from islice(stream_prompts(source, aside), limit)
     elif kind == "text":
-        yield from read_texts(source, limit=limit)
+        yield from islice(stream_texts(source, aside), limit)
     else:
         yield from islice(stream_groups(source, aside), limit)

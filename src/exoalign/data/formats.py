@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from exoalign.data.conversations import completion_of, conversation_of, fault_of, prompt_of, type_name
-from exoalign.data.kinds import OneKind, columns_of, kind_of, need
+from exoalign.data.kinds import OneKind, columns_of, kind_of, need, unread
 from exoalign.data.set_aside import SetAside
 from exoalign.data.shapes import format_row, rated, unusable
-from exoalign.data.sources import Row, Source, as_source, attempts, rows
-from exoalign.data.table import is_group_table, read_table
+from exoalign.data.sources import Row, Source, as_source, attempts
+from exoalign.data.table import is_group_table, iter_table
 from exoalign.errors import DataError
 from exoalign.groups import Completion, Group, Message, Prompt
 
@@ -31,6 +31,8 @@ __all__ = [
     "read_prompts",
     "read_texts",
     "stream_groups",
+    "stream_prompts",
+    "stream_texts",
     "text_of",
 ]
 
@@ -58,7 +60,7 @@ def stream_groups(source: Place, aside: SetAside, *, tolerate: bool = False) -> 
         source: a file, a folder or a hub id; see `Source`.
         aside: counts the rows read, those set aside, and with `tolerate` those in error: read = rows of groups + rows set
             aside + rows in error, once the stream is at its end. A group of several rows names all as `rows` in its
-            provenance.
+            provenance. Columns that are not read are counted too.
         tolerate: record malformed rows in `aside` and go on, in place of raising at the first.
 
     Raises:
@@ -66,12 +68,10 @@ def stream_groups(source: Place, aside: SetAside, *, tolerate: bool = False) -> 
     """
     source = as_source(source)
     if source.adapter is None and is_group_table(Path(source.path)):
-        for group in _table(source):
-            aside.read += 1
-            yield group
+        yield from _table(source, aside)
         return
     one_kind, ratings = OneKind(), _Ratings()
-    for where, row in attempts(source):
+    for where, row in attempts(source, aside.unread):
         aside.read += 1
         row_group = None
         try:
@@ -79,10 +79,14 @@ def stream_groups(source: Place, aside: SetAside, *, tolerate: bool = False) -> 
                 raise row
             if source.adapter is None:  # an adapter's rows may differ
                 one_kind.check(row, where)
-            if kind_of(row, where) == "ratings":
+            kind = kind_of(row, where)
+            if kind == "ratings":
                 ratings.add(row, where, aside)
+            elif kind == "kway" and source.adapter is not None and len(row["completions"]) < 2:
+                aside.add("fewer than two completions", where)  # raw rows may be so; who writes K-way rows is told
             else:
                 row_group = format_row(row, where, aside)
+            aside.unread.update(unread(row, kind))
         except DataError as error:
             if not tolerate:
                 raise
@@ -140,45 +144,77 @@ def read_groups(source: Place, *, limit: int | None = None) -> tuple[list[Group]
 
 
 def read_prompts(source: Place, *, limit: int | None = None) -> list[PromptRow]:
-    """Read prompts, the first `limit` of them, from what `read_groups` reads if it has a `prompt`, or from prompts alone.
+    """Read prompts, the first `limit` of them, as `stream_prompts` does.
+
+    Raises:
+        DataError: as `stream_prompts`.
+    """
+    return list(islice(stream_prompts(source, SetAside()), limit))
+
+
+def stream_prompts(source: Place, aside: SetAside) -> Iterator[PromptRow]:
+    """Read prompts one at a time, from what `stream_groups` reads if it has a `prompt`, or from prompts alone.
+
+    Args:
+        source: a file, a folder or a hub id; see `Source`.
+        aside: counts the rows read and the columns that are not.
 
     Raises:
         DataError: with the place, for a row that has no prompt, and for a source without rows.
     """
     source = as_source(source)
     if source.adapter is None and is_group_table(Path(source.path)):
-        return [PromptRow(group.prompt, group.where) for group in _table(source)[:limit]]
-    return list(islice(_prompts(source), limit))
-
-
-def _prompts(source: Source) -> Iterator[PromptRow]:
+        yield from (PromptRow(group.prompt, group.where) for group in _table(source, aside))
+        return
     one_kind = OneKind()
-    for where, row in rows(source):
+    for where, row in _counted(source, aside):
         need(row, where, "prompt")
         if source.adapter is None:
             one_kind.check(row, where)
-        yield PromptRow(prompt_of(row["prompt"], where), where)
+        prompt = prompt_of(row["prompt"], where)
+        aside.unread.update(unread(row, "prompts"))
+        yield PromptRow(prompt, where)
 
 
 def read_texts(source: Place, *, limit: int | None = None) -> list[TextRow]:
-    """Read text for SFT, the first `limit` rows: `text`, or `messages`, or a `prompt` with its `completion` behind it.
+    """Read text for SFT, the first `limit` rows, as `stream_texts` does.
+
+    Raises:
+        DataError: as `stream_texts`.
+    """
+    return list(islice(stream_texts(source, SetAside()), limit))
+
+
+def stream_texts(source: Place, aside: SetAside) -> Iterator[TextRow]:
+    """Read text for SFT one row at a time: `text`, or `messages`, or a `prompt` with its `completion` behind it.
+
+    Args:
+        source: a file, a folder or a hub id; see `Source`.
+        aside: counts the rows read and the columns that are not.
 
     Raises:
         DataError: with the place, for a row that has none of them or whose text is empty, and for a source without rows.
     """
-    return list(islice(_texts(as_source(source)), limit))
-
-
-def _texts(source: Source) -> Iterator[TextRow]:
+    source = as_source(source)
     one_kind = OneKind()
-    for where, row in rows(source):
+    for where, row in _counted(source, aside):
         if source.adapter is None:
             one_kind.check(row, where)
-        yield TextRow(text_of(row, where), where)
+        text = text_of(row, where)
+        aside.unread.update(unread(row, "text"))
+        yield TextRow(text, where)
+
+
+def _counted(source: Source, aside: SetAside) -> Iterator[tuple[str, Row]]:
+    for where, row in attempts(source, aside.unread):
+        aside.read += 1
+        if isinstance(row, DataError):
+            raise row
+        yield where, row
 
 
 def text_of(row: Row, where: str) -> str | tuple[Message, ...]:
-    """The text of one row for SFT; see `read_texts`."""
+    """The text of one row for SFT; see `stream_texts`."""
     if kind_of(row, where) != "text":
         raise DataError(
             f"{where}: columns {columns_of(row)}; expected `text`, or `messages`, or `prompt, completion` for SFT"
@@ -204,8 +240,11 @@ def text_of(row: Row, where: str) -> str | tuple[Message, ...]:
     return prompt + (completion if isinstance(completion, tuple) else (Message("assistant", completion),))
 
 
-def _table(source: Source) -> list[Group]:
-    groups = read_table(Path(source.path))
-    if not groups:
+def _table(source: Source, aside: SetAside) -> Iterator[Group]:
+    empty = True
+    for group in iter_table(Path(source.path)):
+        empty = False
+        aside.read += 1
+        yield group
+    if empty:
         raise DataError(f"{source.path}: no rows; expected one group in each")
-    return groups

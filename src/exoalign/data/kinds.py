@@ -30,14 +30,22 @@ _COLUMNS = {
     "prompts": ("prompt",),
     "text": ("prompt", "completion"),
 }
+_SCORES = {"score_chosen", "score_rejected", "chosen_score", "rejected_score", "margin"}
+_NOT_RENDERED = ("tools", "images", "image", "chat_template_kwargs")
 
 
 def kind_of(row: Mapping[str, Any], where: str = "row") -> str:
     """The format of a row by its columns: pairs, kway, ratings, rankings, prompts or text.
 
     Raises:
-        DataError: if it has the columns of none.
+        DataError: if it has the columns of none, or tools, images or settings of the template, which are not rendered.
     """
+    for column in _NOT_RENDERED:
+        if row.get(column) not in (None, "", [], {}):
+            raise DataError(
+                f"{where}: `{column}` cannot be rendered faithfully: only what the messages say reaches the model; write it"
+                f" into the messages, or take the column `{column}` out to train without it"
+            )
     if "completions" in row:
         return "rankings" if "ranks" in row and "rewards" not in row else "kway"
     if "chosen" in row or "rejected" in row:
@@ -54,6 +62,12 @@ def kind_of(row: Mapping[str, Any], where: str = "row") -> str:
 def columns_of(row: Mapping[str, Any]) -> str:
     """The row's columns, for a message."""
     return ", ".join(sorted(row)) or "none"
+
+
+def unread(row: Mapping[str, Any], kind: str) -> list[str]:
+    """The columns that have a value in a row of some kind and are not read."""
+    read = {*_read_columns(row, kind), *(_SCORES if kind == "pairs" else ())}
+    return [column for column, value in row.items() if column not in read and value is not None]
 
 
 def need(row: Mapping[str, Any], where: str, *columns: str) -> None:

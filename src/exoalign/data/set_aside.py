@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -13,11 +14,13 @@ class SetAside:
         reasons: for each reason why well-formed rows cannot be used, where they stand.
         read: how many rows were read.
         errors: the messages of malformed rows, where these are tolerated (otherwise the first one is raised).
+        unread: the columns that are not read, and how many rows have a value in them.
     """
 
     reasons: dict[str, list[str]] = field(default_factory=dict)
     read: int = 0
     errors: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
 
     def add(self, reason: str, where: str) -> None:
         """Count one row."""

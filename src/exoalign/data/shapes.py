@@ -136,8 +136,14 @@ def _many(row: Mapping[str, Any], where: str, aside: SetAside) -> Group | None:
     column = "ranks" if kind_of(row) == "rankings" else "rewards"
     need(row, where, "prompt", column)
     prompt, values, numbers = prompt_of(row["prompt"], where), row["completions"], row[column]
-    if not isinstance(values, list) or not all(isinstance(value, str | list) for value in values):
+    if not isinstance(values, list):
         raise DataError(f'{where}: `completions` is no list of texts or conversations; expected ["...", "..."]')
+    for i, value in enumerate(values):
+        if not isinstance(value, str | list):
+            raise DataError(
+                f"{where}: completions[{i}] is {type_name(value)}; expected text or a list of messages; leave the"
+                " completion out with its number, or the row"
+            )
     if len(values) < 2:
         raise DataError(f"{where}: found {len(values)} completion(s), expected at least 2; leave the row out")
     if not isinstance(numbers, list) or not all(_is_number(number) for number in numbers):
@@ -200,4 +206,9 @@ def _number(value: Any, where: str, name: str) -> float:
 
 
 def _shown(value: Any) -> str:
-    return type_name(value) if value is None or isinstance(value, list | dict) else f"{str(value)[:40]!r}"
+    """A value as a file of JSON has it: only text stands in quotes."""
+    if value is None or isinstance(value, list | dict):
+        return type_name(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value[:40]!r}" if isinstance(value, str) else str(value)[:40]

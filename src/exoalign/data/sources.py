@@ -4,7 +4,7 @@
 |---|---|
 | `.jsonl`, `.jsonl.gz` (or any other name) | one JSON object on each line |
 | `.json`, `.json.gz` | an array of objects, or `{"data": [...]}` or `{"instances": [...]}` |
-| `.csv`, `.csv.gz` | a header and rows; `completions`, `rewards`, `ranks` and `messages` hold JSON |
+| `.csv`, `.csv.gz` | a header and rows; lists and messages as JSON |
 | `.parquet` | any schema |
 | a folder that `save_to_disk` wrote | a data set, or one `split` of it |
 | another folder | all data files in it, or those whose name or folder begins with `split`; `subset` is a folder in it |
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,13 @@ Row = dict[str, Any]
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+_NOT_READ = (
+    ".tsv", ".arrow", ".feather", ".orc", ".avro", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".xls", ".xlsx",
+)  # fmt: skip
+_SPLITS = (
+    "train", "training", "test", "testing", "validation", "valid", "val", "dev", "development", "eval", "evaluation",
+    "heldout", "held_out", "held-out", "holdout", "hold_out", "hold-out",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,12 @@ def rows(source: Source | str) -> Iterator[tuple[str, Row]]:
         yield where, row
 
 
-def attempts(source: Source | str) -> Iterator[tuple[str, Row | DataError]]:
+def attempts(source: Source | str, unread: Counter[str] | None = None) -> Iterator[tuple[str, Row | DataError]]:
     """As `rows`, but in place of a malformed row its error, so that one can count it and go on.
+
+    Args:
+        source: where the rows are.
+        unread: counts the columns that have a value in a raw row and that the adapter makes nothing of.
 
     Raises:
         DataError: where nothing more can be read: a damaged file, a source without rows.
@@ -83,7 +94,8 @@ def attempts(source: Source | str) -> Iterator[tuple[str, Row | DataError]]:
         return
     from exoalign.data.adapters import adapt, find_adapter  # late: few need it
 
-    find_adapter(source.adapter)
+    adapter = find_adapter(source.adapter)
+    used = set(adapter.schema).difference(adapter.unread)
     for where, row in _raw(source):
         if isinstance(row, DataError):
             yield where, row
@@ -95,6 +107,8 @@ def attempts(source: Source | str) -> Iterator[tuple[str, Row | DataError]]:
         except DataError as error:
             yield where, error
             continue
+        if unread is not None:
+            unread.update(column for column, value in row.items() if value is not None and column not in used)
         if not adapted:
             yield where, DataError(f"{where}: the adapter `{source.adapter}` makes nothing of this row")
         for new in adapted:
@@ -162,19 +176,30 @@ def _data_files(folder: Path, split: str | None) -> list[Path]:
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.name.endswith(_SUFFIXES) and path.is_file()
+        if path.name.lower().endswith((*_SUFFIXES, *_NOT_READ)) and path.is_file()
         if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     ]
     if not files:
         raise DataError(f"{folder}: no data files; expected {', '.join(_SUFFIXES)}")
-    begins = {path: {re.split(r"[-_.]", part)[0] for part in path.relative_to(folder).parts} for path in files}
     if split is not None:
-        chosen = [path for path in files if split in begins[path]]
+        chosen = [path for path in files if _is_of(split, path, folder)]
         if not chosen:
             names = ", ".join(str(path.relative_to(folder)) for path in files[:8])
             raise DataError(f"{folder}: no file of the split `{split}`; found {names}")
-        return chosen
-    splits = sorted(set().union(*begins.values()) & _SPLITS)
-    if len(splits) > 1:
-        raise DataError(f"{folder}: has files of the splits {', '.join(splits)}; name one as `split`")
-    return files
+    else:
+        chosen = files
+        splits = sorted(name for name in _SPLITS if any(_is_of(name, path, folder) for path in files))
+        if len(splits) > 1:
+            raise DataError(f"{folder}: has files of the splits {', '.join(splits)}; name one as `split`")
+    for path in chosen:
+        if not path.name.endswith(_SUFFIXES):
+            raise DataError(
+                f"{path}: files of this ending are not read, and the folder would be read without it; expected"
+                f" {', '.join(_SUFFIXES)}; convert it, or take it out of the folder"
+            )
+    return chosen
+
+
+def _is_of(split: str, path: Path, folder: Path) -> bool:
+    """Whether the name of a file, or of a folder that it is in, begins with the split as a word of its own."""
+    return any(re.match(rf"{re.escape(split)}(?![^-_.])", part) for part in path.relative_to(folder).parts)

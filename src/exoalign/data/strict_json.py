@@ -22,6 +22,8 @@ from exoalign.errors import DataError
 ARRAY_KEYS = ("data", "instances")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _MEND = "mend the line or write the file again"
+_TOO_DEEP = "nested too deeply; flatten it or leave the row out"
+_ROW = '{"prompt": "...", ...}'
 
 
 @contextmanager
@@ -117,7 +119,7 @@ class _Document:
         try:
             value, self.at = parser.decoder.raw_decode(self.text, self.at)
         except RecursionError:
-            raise DataError(f"{self.where}: nested too deeply") from None
+            raise DataError(f"{self.where}: {_TOO_DEEP}") from None
         except json.JSONDecodeError as error:
             self.at = error.pos
             raise self.error(f"not JSON: {error.msg}; the file is cut or broken here") from error
@@ -188,7 +190,7 @@ class _Parser:
         return row
 
     def _constant(self, name: str) -> Any:
-        self.faults.append(f"{name} is no number; expected finite values")
+        self.faults.append(f"{name} is no number; expected finite values; mend it or leave the row out")
         return None
 
 
@@ -202,7 +204,7 @@ def parse_text(text: str, where: str) -> Any:
     try:
         value = parser.decoder.decode(text)
     except RecursionError:
-        raise DataError(f"{where}: nested too deeply") from None
+        raise DataError(f"{where}: {_TOO_DEEP}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON at column {error.colno}: {error.msg}; {_MEND}") from error
     except ValueError as error:
@@ -222,7 +224,7 @@ def _parse_line(line: bytes, where: str) -> Any:
 
 def _as_row(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: found {type(value).__name__}, expected a JSON object")
+        raise DataError(f"{where}: found {type(value).__name__}, expected a JSON object; write each row as {_ROW}")
     check_values(value, where)
     return value
 
@@ -237,7 +239,7 @@ def check_values(row: dict[str, Any], where: str) -> None:
         try:
             fault = _fault(value) or _fault(column)
         except RecursionError:
-            fault = "is nested too deeply"
+            fault = f"is {_TOO_DEEP}"
         if fault is not None:
             name = column.encode("utf-8", "replace").decode()[:60] if isinstance(column, str) else repr(column)
             raise DataError(f"{where}: `{name}` {fault}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ SCHEMA = pa.schema(
 
 ROW_GROUP = 4096
 """Groups that are written together."""
+BATCH_ROWS = 64
+"""Groups that are read together; one of 64 completions may have some 10,000 tokens."""
 
 
 def write_table(groups: Iterable[Group], path: Path) -> None:
@@ -58,30 +60,48 @@ def is_group_table(path: Path) -> bool:
 
 
 def read_table(path: Path) -> list[Group]:
-    """Read groups from a Parquet file that `write_table` wrote.
+    """All groups of a Parquet file that `write_table` wrote.
+
+    Raises:
+        DataError: as `iter_table`.
+    """
+    return list(iter_table(path))
+
+
+def iter_table(path: Path) -> Iterator[Group]:
+    """The groups of a Parquet file that `write_table` wrote, of which a batch is held at a time.
 
     Raises:
         DataError: if the file cannot be read, lacks a column or has one of another type, or a row is no group.
     """
+    number = 0
     try:
         with path.open("rb") as file:  # a folder would be read as a data set of many files
-            table = pq.read_table(file)
-        rows = table.to_pylist()
+            table = pq.ParquetFile(file)
+            _check_columns(path, table.schema_arrow)
+            for batch in table.iter_batches(batch_size=BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _checked_group(row, f"{path}, row {number}")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
     for field in SCHEMA:
-        found = table.schema.field(field.name).type if field.name in table.column_names else "missing"
+        index = schema.get_field_index(field.name)  # less than 0 where there is none, or more than one
+        found = schema.field(index).type if index >= 0 else "missing"
         if found != field.type:
             raise DataError(
                 f"{path}: column {field.name} is {found}, expected {field.type}: a file of groups written by exoalign"
             )
-    groups = []
-    for number, row in enumerate(rows, 1):
-        try:
-            groups.append(group_of(row))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}, row {number}: is no group: {error}") from error
-    return groups
+
+
+def _checked_group(row: dict[str, Any], where: str) -> Group:
+    try:
+        return group_of(row)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: is no group: {error}") from error
 
 
 def row_of(group: Group) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ BATCH_ROWS = 256
 """Rows of a Parquet file that are held at a time."""
 
 _JSON_COLUMNS = {"completions", "rewards", "ranks", "messages"}
+_TURN_COLUMNS = {"prompt", "chosen", "rejected", "completion"}
+_BROKEN_TURNS = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")  # Python's own repr, or cut
 _NUMBER_COLUMNS = {"score_chosen", "score_rejected", "chosen_score", "rejected_score", "margin", "rating", "label"}
 _LONGEST_FIELD = 1 << 24  # csv's own limit of 131,072 characters is less than some prompts have
 
@@ -22,7 +26,7 @@ def read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
     """The rows of a CSV file with "file:line" of their first line; in place of a malformed one its error.
 
     The first row names the columns. `completions`, `rewards`, `ranks` and `messages` hold JSON; scores, ratings and labels
-    become numbers; all else is text.
+    become numbers; `prompt`, `chosen`, `rejected` and `completion` may hold messages as JSON; all else is text.
 
     Raises:
         DataError: where what follows cannot be told apart any more: a quote that is not closed, bytes that are no UTF-8.
@@ -67,9 +71,11 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 
 def _cell(column: str, text: str, where: str) -> Any:
-    """CSV knows only text: columns that are numbers or lists by their names are turned into them."""
+    """CSV knows only text: columns that are numbers, lists or conversations by their names are turned into them."""
     if column in _JSON_COLUMNS:
         return parse_text(text, f"{where}: `{column}`") if text.strip() else None
+    if column in _TURN_COLUMNS:
+        return _turns_or_text(column, text, where)
     if column not in _NUMBER_COLUMNS:
         return text
     if text.strip().lower() in ("", "true", "false"):
@@ -78,6 +84,32 @@ def _cell(column: str, text: str, where: str) -> Any:
         return float(text)
     except ValueError:
         raise DataError(f"{where}: `{column}` is {text[:60]!r}; expected a number") from None
+
+
+def reads_as_turns(column: str, text: str) -> bool:
+    """Whether `read_csv` takes this text of a column for messages, or for broken ones."""
+    try:
+        return column in _TURN_COLUMNS and not isinstance(_turns_or_text(column, text, ""), str)
+    except DataError:
+        return True
+
+
+def _turns_or_text(column: str, text: str, where: str) -> Any:
+    """The messages where a cell holds a JSON list of objects with `role`, else the text as it stands."""
+    if not text.lstrip().startswith("["):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        if _BROKEN_TURNS.match(text):
+            raise DataError(
+                f"{where}: `{column}` begins like a list of messages and is not JSON; write the list with json.dumps (or as"
+                " .jsonl), or leave the row out"
+            ) from None
+        return text
+    if value and all(isinstance(turn, dict) for turn in value) and any("role" in turn for turn in value):
+        return parse_text(text, f"{where}: `{column}`")  # strictly: no key twice, no NaN
+    return text
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from exoalign.data.tabular import reads_as_turns
 from exoalign.errors import DataError
 from exoalign.files import replacing
 
@@ -92,6 +93,12 @@ def _csv(rows: Iterator[Row], temporary: Path, path: Path) -> None:
             if nested:
                 raise DataError(
                     f"{path}, row {number}: `{nested[0]}` is a list, and .csv holds only text and numbers;"
+                    " write .jsonl or .parquet"
+                )
+            turns = [name for name, value in row.items() if isinstance(value, str) and reads_as_turns(name, value)]
+            if turns:
+                raise DataError(
+                    f"{path}, row {number}: `{turns[0]}` is text that .csv would give back as messages;"
                     " write .jsonl or .parquet"
                 )
             if number == 1:

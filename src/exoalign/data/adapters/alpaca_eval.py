@@ -25,7 +25,14 @@ def _annotation(row: Row, where: str) -> list[Row]:
 
 
 ADAPTERS = [
-    Adapter("alpaca_eval", "tatsu-lab/alpaca_eval", "K-way: the replies of K models to an instruction", _KWAY, _kway),
+    Adapter(
+        "alpaca_eval",
+        "tatsu-lab/alpaca_eval",
+        "K-way: the replies of K models to an instruction",
+        _KWAY,
+        _kway,
+        unread=("generators",),
+    ),
     Adapter(
         "alpaca_eval_annotations",
         "tatsu-lab/alpaca_eval",

@@ -30,5 +30,6 @@ ADAPTERS = [
         "ratings of 0 to 4 for helpfulness (nvidia/HelpSteer has the same columns)",
         _SCHEMA,
         _rating,
+        unread=_MARKS[1:],
     )
 ]

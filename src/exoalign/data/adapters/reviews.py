@@ -25,7 +25,21 @@ def _prompt(row: Row, where: str) -> list[Row]:
 
 
 ADAPTERS = [
-    Adapter("imdb", "stanfordnlp/imdb", "text: a review", _SCHEMA, _text),
-    Adapter("imdb_prompts", "stanfordnlp/imdb", f"prompts: the first {WORDS} words of a review", _SCHEMA, _prompt),
-    Adapter("rt_polarity", "cornell-movie-review-data/rotten_tomatoes", "text: a sentence", _SCHEMA, _text),
+    Adapter("imdb", "stanfordnlp/imdb", "text: a review", _SCHEMA, _text, unread=("label",)),
+    Adapter(
+        "imdb_prompts",
+        "stanfordnlp/imdb",
+        f"prompts: the first {WORDS} words of a review",
+        _SCHEMA,
+        _prompt,
+        unread=("label",),
+    ),
+    Adapter(
+        "rt_polarity",
+        "cornell-movie-review-data/rotten_tomatoes",
+        "text: a sentence",
+        _SCHEMA,
+        _text,
+        unread=("label",),
+    ),
 ]

@@ -32,6 +32,7 @@ class Adapter:
         schema: the columns that `convert` reads, as a specification; a row may hold others besides.
         convert: (raw row of the schema, "file:line") -> rows of the common formats, as a JSONL file would hold them.
         folders: whether the subsets on the hub are folders of files (`data_dir`) and not configurations.
+        unread: the columns of the schema that only tell the data set from others: `convert` makes nothing of them.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Adapter:
     schema: Mapping[str, Any]
     convert: Callable[[Row, str], list[Row]]
     folders: bool = False
+    unread: tuple[str, ...] = ()
 
 
 def describe(specification: Any) -> str:

@@ -1,11 +1,12 @@
 """Stanford Human Preferences (Ethayarajh et al. 2022): two comments below a post, and which of them readers preferred.
 
-`labels` is 1 where A is preferred, else 0. The scores are the comments' votes; the label decides, whatever they are.
+`labels` is 1 where A is preferred, else 0. The scores are the comments' votes; a row whose label goes against them is refused.
 """
 
 from __future__ import annotations
 
 from exoalign.data.adapters.schema import FIRST_OR_SECOND, Adapter, Row, user
+from exoalign.errors import DataError
 
 _SCHEMA = {
     "history": str,
@@ -19,6 +20,11 @@ _SCHEMA = {
 
 def _pair(row: Row, where: str) -> list[Row]:
     chosen, rejected = "AB" if row["labels"] == 1 else "BA"
+    if row[f"score_{chosen}"] < row[f"score_{rejected}"]:
+        raise DataError(
+            f"{where}: `labels` is {row['labels']}, so {chosen} is preferred, and `score_A` {row['score_A']}, `score_B`"
+            f" {row['score_B']} say that it lost; mend the label or the scores, or leave the row out"
+        )
     return [
         {
             "prompt": user(row["history"]),

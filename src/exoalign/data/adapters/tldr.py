@@ -42,5 +42,5 @@ _POSTS = "vwxyzjn/summarize_from_feedback_tldr_3_filtered"
 ADAPTERS = [
     Adapter("tldr", "openai/summarize_from_feedback", "pairs of text (subset comparisons)", _COMPARISON, _comparison),
     Adapter("tldr_sft", _POSTS, "text: a post and its author's summary", _POST, _text),
-    Adapter("tldr_prompts", _POSTS, "prompts: a post to summarise", _POST, _prompt_only),
+    Adapter("tldr_prompts", _POSTS, "prompts: a post to summarise", _POST, _prompt_only, unread=("summary",)),
 ]
