@@ -39,7 +39,14 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     if not options.write:
         for name, script in SCRIPTS.items():
-            command = [sys.executable, script, "--json", str(FOLDER / f"{name}.json"), "--data", str(options.data.resolve())]
+            command = [
+                sys.executable,
+                script,
+                "--json",
+                str(FOLDER / f"{name}.json"),
+                "--data",
+                str(options.data.resolve()),
+            ]
             subprocess.run(command, cwd=Path(__file__).parent, check=True, stdout=sys.stderr)
     found = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in SCRIPTS}
     plt.rcParams.update(
@@ -133,7 +140,9 @@ def lines_table(found: dict[str, Any]) -> str:
                 "" if ratio is None else f"{ratio:.2f}",
             ]
         )
-    return table(["series", "1,000 tokens more take", "R² of the line", "peak memory, K = 64 over K = 8 (aim 1.3)"], rows)
+    return table(
+        ["series", "1,000 tokens more take", "R² of the line", "peak memory, K = 64 over K = 8 (aim 1.3)"], rows
+    )
 
 
 TITLES = {"k": "K, whole up to 4,096 tokens", "k_in_1024": "K, passes of 1,024", "prompt": "prompt, K = 8"}

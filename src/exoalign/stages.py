@@ -41,7 +41,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUPS, METRICS, HISTORY, MODEL = "groups.parquet", "metrics.json", "history.json", "model"
-UNREAD = ("label_smoothing_factor", "group_by_length", "label_names", "resume_from_checkpoint", "torch_empty_cache_steps")
+UNREAD = (
+    "label_smoothing_factor",
+    "group_by_length",
+    "label_names",
+    "resume_from_checkpoint",
+    "torch_empty_cache_steps",
+)
 """Arguments of transformers' trainer that would do nothing here."""
 
 
