@@ -230,6 +230,23 @@ def test_a_saved_data_set(tmp_path):
         list(rows(Source(folder, split="train")))
 
 
+def test_splits_that_begin_alike_are_told_apart(tmp_path):
+    """As in the folder of ultrafeedback_binarized, whose splits have the same columns and hold the same pairs."""
+    names = ("train_prefs-00000-of-00001", "train_sft-00000-of-00001", "test_prefs-00000-of-00001")
+    for name, row in zip(names, ROWS, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    folder = str(tmp_path)
+    assert [row for _, row in rows(Source(folder, split="train_prefs"))] == ROWS[:1]
+    with pytest.raises(DataError, match="has files of the splits train_prefs, train_sft; name one"):
+        list(rows(Source(folder, split="train")))
+    with pytest.raises(DataError, match="has files of the splits test_prefs, train_prefs, train_sft; name one"):
+        list(rows(Source(folder)))
+    assert [row for _, row in rows(Source(folder, split="test"))] == ROWS[2:]  # there is only one
+    for i, row in enumerate(ROWS):
+        (tmp_path / f"shards_{i}.jsonl").write_text(json.dumps(row))
+    assert [row for _, row in rows(Source(folder, split="shards"))] == ROWS
+
+
 def test_a_saved_data_set_with_splits(tmp_path):
     folder = str(tmp_path / "saved")
     halves = {"train": datasets.Dataset.from_list(ROWS[:2]), "test": datasets.Dataset.from_list(ROWS[2:])}
@@ -418,4 +435,4 @@ def test_the_real_files_stream_as_json_reads_them(shared_data):
         written = [json.loads(line) for line in file]
     assert [row for _, row in rows(str(path))] == written
     assert [row.text for row in read_texts(path)] == [row["text"] for row in written]
-    assert len(read_groups(Source(str(shared_data), split="hh"), limit=5)[0]) == 5
+    assert len(read_groups(Source(str(shared_data), split="hh_harmless_train"), limit=5)[0]) == 5

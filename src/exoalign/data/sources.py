@@ -181,16 +181,19 @@ def _data_files(folder: Path, split: str | None) -> list[Path]:
     ]
     if not files:
         raise DataError(f"{folder}: no data files; expected {', '.join(_SUFFIXES)}")
-    if split is not None:
-        chosen = [path for path in files if _is_of(split, path, folder)]
-        if not chosen:
-            names = ", ".join(str(path.relative_to(folder)) for path in files[:8])
-            raise DataError(f"{folder}: no file of the split `{split}`; found {names}")
-    else:
+    names = {path: _split_names(path.relative_to(folder)) for path in files}
+    if split is None:
         chosen = files
-        splits = sorted(name for name in _SPLITS if any(_is_of(name, path, folder) for path in files))
-        if len(splits) > 1:
-            raise DataError(f"{folder}: has files of the splits {', '.join(splits)}; name one as `split`")
+        splits = {name for found in names.values() for name in found if _begins_with(name, *_SPLITS)}
+    else:
+        chosen = [path for path in files if split in names[path]]
+        chosen = chosen or [path for path in files if any(_begins_with(name, split) for name in names[path])]
+        splits = {name for path in chosen for name in names[path] if _begins_with(name, split)} - {split}
+        if not chosen:
+            listed = ", ".join(str(path.relative_to(folder)) for path in files[:8])
+            raise DataError(f"{folder}: no file of the split `{split}`; found {listed}")
+    if len(splits) > 1:
+        raise DataError(f"{folder}: has files of the splits {', '.join(sorted(splits))}; name one as `split`")
     for path in chosen:
         if not path.name.endswith(_SUFFIXES):
             raise DataError(
@@ -200,6 +203,11 @@ def _data_files(folder: Path, split: str | None) -> list[Path]:
     return chosen
 
 
-def _is_of(split: str, path: Path, folder: Path) -> bool:
-    """Whether the name of a file, or of a folder that it is in, begins with the split as a word of its own."""
-    return any(re.match(rf"{re.escape(split)}(?![^-_.])", part) for part in path.relative_to(folder).parts)
+def _split_names(path: Path) -> set[str]:
+    """What may name a split in a file's name or in that of a folder it is in: up to the shard's number or the ending."""
+    return {re.sub(r"_?\d+$", "", re.split(r"-\d|\.", part)[0]) for part in path.parts}
+
+
+def _begins_with(name: str, *splits: str) -> bool:
+    """Whether a name begins with one of the splits as a word of its own."""
+    return any(re.match(rf"{re.escape(split)}(?![^-_])", name) for split in splits)
