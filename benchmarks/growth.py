@@ -31,7 +31,7 @@ SERIES: dict[str, list[dict[str, int]]] = {
 
 def growth(model: str, data: Path, rounds: int) -> dict[str, Any]:
     """Medians of seconds and peak bytes for each point of each series, and the straight line through the seconds."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"rounds": rounds}
     for name, points in SERIES.items():
         rows = []
         for point in points:

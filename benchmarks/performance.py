@@ -63,6 +63,8 @@ def main() -> None:
         "lines": lines_table(found["growth"]),
         "growth": growth_table(found["growth"]),
     }
+    rounds = found["growth"]["rounds"]
+    tables["rounds"] = "one round" if rounds == 1 else f"medians over {rounds} rounds"
     for name, table in tables.items():
         template = template.replace(f"<!-- {name} -->", table)
     (DOCS / "performance.md").write_text(template)
@@ -130,7 +132,8 @@ def profile_table(found: dict[str, Any]) -> str:
 def lines_table(found: dict[str, Any]) -> str:
     """The straight line through each series, and the growth of memory with K."""
     rows = []
-    for name, series in found.items():
+    for name in TITLES:
+        series = found[name]
         ratio = series.get("memory_64_over_8")
         rows.append(
             [
@@ -151,8 +154,8 @@ TITLES = {"k": "K, whole up to 4,096 tokens", "k_in_1024": "K, passes of 1,024",
 def growth_table(found: dict[str, Any]) -> str:
     """Time and memory of each point, by series."""
     rows = []
-    for name, series in found.items():
-        for point in series["points"]:
+    for name in TITLES:
+        for point in found[name]["points"]:
             rows.append(
                 [
                     TITLES[name],
