@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from exoalign import stages
 from exoalign.config_data import SourceSection, as_list
 from exoalign.data import token_cache
+from exoalign.data.contents import Commits
 from exoalign.data.doctor.examine import examine_fast
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
@@ -116,6 +117,7 @@ class Data:
 
     def __init__(self, context: stages.Context) -> None:
         self.context, self.recipe, self.notes, self.lines = context, context.recipe, list[str](), list[str]()
+        self._commits = Commits(token_cache.default_folder())
         section = self.recipe.model
         self._limit = context_length(
             section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
@@ -156,6 +158,7 @@ class Data:
             context=self._limit,
             seed=recipe.seed,
             cache=token_cache.default_folder(),
+            commits=self._commits,
         )
         if prepared is None:
             return None

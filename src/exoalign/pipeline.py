@@ -77,11 +77,12 @@ def _align(context: stages.Context, groups: Sequence[Group], folder: Path, say: 
 
 
 def estimate(recipe: Recipe, shape: DataShape | None = None) -> Estimate:
-    """What alignment will take, from the model's configuration alone: nothing is loaded or written.
+    """What alignment will take, from the model's configuration alone: no weights are loaded.
 
     Args:
         recipe: a checked recipe with `data`.
-        shape: of the data, which is then not read; the data is tokenised for it when None.
+        shape: of the data, which is then not read, and nothing is written; when None the data is tokenised for it, which the
+            cache of tokenised groups keeps for the run.
 
     Raises:
         ExoalignError: if the model, the data or a setting is wrong, or the model's architecture allows no estimate.

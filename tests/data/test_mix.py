@@ -123,10 +123,17 @@ class TestChoose:
         assert set(counts) == set("abcdefgh")
         assert all(list(texts) == sorted(texts) and len(texts) == 3 for texts in drawn)
 
-    def test_random_keeps_the_winner_where_there_are_no_rewards(self):
+    @pytest.mark.parametrize("rewards", [None, (4, 3, 2, 1)])
+    def test_random_keeps_the_winner(self, rewards):
         for i in range(20):
-            group = subsample(Group(f"p{i}", ("a", "b", "c", "d"), winner=2), how="random", k=2, seed=0)
+            whole = Group(f"p{i}", ("a", "b", "c", "d"), rewards=rewards, winner=2)
+            group = subsample(whole, how="random", k=2, seed=0)
             assert group.completions[group.winner] == "c"
+
+    @pytest.mark.parametrize("wrong", [["stop"], "stop", None, {"a": 1}, []])
+    def test_lists_that_are_not_of_the_completions_are_left_out(self, wrong):
+        group = Group("x", ("a", "b", "c", "d"), provenance={"finish": wrong, "chosen_completions": wrong, "x": wrong})
+        assert dict(choose(group, [3, 1]).provenance) == {"chosen_completions": [3, 1], "x": wrong}
 
     @pytest.mark.parametrize(("how", "k"), [("all", None), ("best_worst", 4), ("random", 9)])
     def test_groups_that_are_small_enough_stay_as_they_are(self, how, k):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from exoalign.data import prepare as module
 from exoalign.data import token_cache
 from exoalign.data.formats import read_groups
 from exoalign.data.group_table import GroupTable
+from exoalign.data.mix import side_of
 from exoalign.data.prepare import prepare
+from exoalign.data.table import write_table
 from exoalign.data.tokenize import tokenize
 from exoalign.errors import DataError
+from exoalign.groups import Group
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +182,29 @@ def test_a_row_in_error_leaves_no_table(made):
     assert list(token_cache.default_folder().iterdir()) == []
 
 
+def test_a_cache_that_may_only_be_read_is_used(made, tokenized, monkeypatch, caplog):
+    path = pairs("a", 3)
+    first = list(made(train=path).groups)
+
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    again = made(train=path)
+    assert isinstance(again.groups, GroupTable)
+    assert list(again.groups) == first
+    assert (len(tokenized), warnings(caplog)) == (3, [])
+
+
+def test_a_folder_that_cannot_be_cleaned_costs_no_table(made, tokenized, monkeypatch, caplog):
+    def refused(folder):
+        raise OSError("busy")
+
+    monkeypatch.setattr(token_cache, "_clean", refused)
+    assert isinstance(made(train=pairs("a", 3)).groups, GroupTable)
+    assert (len(tokenized), warnings(caplog)) == (3, [])
+
+
 def test_a_cache_that_cannot_be_used_costs_a_warning(made, caplog, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("EXOALIGN_CACHE", str(tmp_path / "file"))
@@ -188,23 +215,28 @@ def test_a_cache_that_cannot_be_used_costs_a_warning(made, caplog, monkeypatch, 
     assert "EXOALIGN_CACHE names another" in told
 
 
-def test_old_tables_go_when_there_is_no_room(made, monkeypatch):
+def test_old_tables_go_when_there_is_no_room(made, monkeypatch, caplog):
     import os
     import time
 
     folder = token_cache.default_folder()
     paths = [pairs(name, 50) for name in "abcd"]
     tables = [made(train=path).groups.paths[0] for path in paths[:3]]
-    (folder / ".left.arrow.123").write_text("of a killed run")
+    for name in (".left.arrow.123", "orphan.arrow", "young.arrow"):
+        (folder / name).write_text("of a killed run")
     for age, table in zip((5, 3, 0), tables, strict=True):
         then = time.time() - age * token_cache.DAY
         os.utime(table.with_suffix(".json"), (then, then))
-    os.utime(folder / ".left.arrow.123", (1, 1))
+    for name in (".left.arrow.123", "orphan.arrow"):
+        os.utime(folder / name, (1, 1))
+    caplog.set_level(logging.INFO, token_cache.__name__)
     monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * tables[0].stat().st_size + 100)
     made(train=paths[3])
     assert [table.is_file() for table in tables] == [False, True, True]
     assert not tables[0].with_suffix(".json").is_file()
-    assert not (folder / ".left.arrow.123").exists()
+    left = [name for name in (".left.arrow.123", "orphan.arrow", "young.arrow") if (folder / name).exists()]
+    assert left == ["young.arrow"]  # it may be of a run that is just writing its manifest
+    assert any(m.endswith(f"manifest that are deleted in {folder}: 1") for m in caplog.messages)
 
 
 def test_a_held_out_share_is_by_prompt_and_complete(made):
@@ -238,6 +270,8 @@ def test_sets_are_mixed_by_weight_or_taken_whole(made):
         "b.jsonl: 10 of 10 groups, 47.6% of the mixture",
     ]
     assert mixed.made_from["weights"] == [1, 1]
+    assert (mixed.made_from["mix_seed"], mixed.made_from["seed"]) == (5, None)  # the other is of split and choice
+    assert whole.made_from["mix_seed"] is None
 
 
 def test_completions_are_chosen_before_they_are_tokenised(made):
@@ -258,39 +292,125 @@ def test_what_does_not_fit_is_an_error_or_counted(made):
     assert made(train=path, max_completion_tokens=4, truncation="truncate_completion_right").notes == cut.notes
 
 
-def test_a_hub_data_set_is_known_by_its_commit(made, monkeypatch, tokenized):
-    """No network: the hub's answer and the rows are given, and what was asked for is recorded."""
-    from types import SimpleNamespace
-
-    import datasets
-    import huggingface_hub
-
-    commits, asked = ["c1", "c1", "c2", None], []
-
-    class Api:
-        def dataset_info(self, name, revision=None):
-            asked.append((name, revision))
-            if commits[0] is None:
-                raise ConnectionError("offline")
-            return SimpleNamespace(sha=commits.pop(0))
-
-    def load(path, **options):
-        asked.append((path, options["split"]))
-        return datasets.Dataset.from_list([{"prompt": "p", "chosen": "a", "rejected": "b"}])
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    hub = {"path": "owner/name", "split": "train", "revision": "main"}
-    counts = []
-    for _ in range(5):
-        made(train=hub)
-        counts.append(len(tokenized))
-    assert counts == [1, 1, 2, 3, 4]  # without a commit it may be another one
-    assert asked[:3] == [("owner/name", "main"), ("owner/name", "train"), ("owner/name", "main")]
-
-
 def test_an_adapter_reads_its_schema_and_is_told_when_unknown(made):
     path = pairs("a", 2)
     pytest.importorskip("exoalign.data.adapters")
     with pytest.raises(DataError, match="nowhere"):
         made(train={"path": path, "adapter": "nowhere"})
+
+
+def test_a_set_may_have_nothing_on_one_side(made):
+    sets = [{"path": pairs("a", 40), "weight": 1}, {"path": pairs("b", 1), "weight": 1}]
+    for side in ("train", "heldout"):
+        seed = next(s for s in range(99) if side_of("b 0:", holdout=0.3, seed=s) != side)
+        here = {p for p in (f"a {i}:" for i in range(40)) if side_of(p, holdout=0.3, seed=seed) == side}
+        for _ in range(2):  # out of the cache too
+            prepared = made(side, train=sets, holdout=0.3, seed=seed)
+            assert {g.prompt for g in prepared.groups} == here
+            assert f"b.jsonl: none of 1 groups is on the side `{side}` of the split" in prepared.notes
+    expected = r"^no group to hold out; expected at least one; change `data\.holdout` or the data\n"
+    with pytest.raises(DataError, match=expected) as error:
+        made("heldout", train=sets, holdout=1e-9)
+    assert "a.jsonl: none of 40 groups is on the side `heldout`" in str(error.value)
+    assert "b.jsonl: none of 1 groups is on the side `heldout`" in str(error.value)
+
+
+def test_all_that_is_held_out_of_weighted_sets_is_used(made):
+    sets = [{"path": pairs("a", 60), "weight": 9}, {"path": pairs("b", 60), "weight": 1}]
+    heldout = made("heldout", train=sets, holdout=0.3)
+    prompts = [f"{name} {i}:" for name in "ab" for i in range(60)]
+    assert [g.prompt for g in heldout.groups] == [p for p in prompts if side_of(p, holdout=0.3, seed=0) == "heldout"]
+    assert (heldout.made_from["weights"], heldout.made_from["mix_seed"]) == ([None, None], None)
+    counts = Counter(g.prompt[0] for g in made("train", train=sets, holdout=0.3).groups)
+    assert counts["a"] > 5 * counts["b"] > 0
+
+
+@pytest.mark.parametrize("holdout", [None, 0.3])
+def test_where_budgets_leave_nothing_the_split_is_not_blamed(made, holdout):
+    with pytest.raises(DataError, match=r"a\.jsonl: none of \d+ groups is left within the budgets") as error:
+        made(train=pairs("a", 20), max_completion_tokens=4, truncation="drop", holdout=holdout)
+    assert not {"split", "holdout"} & set(re.findall(r"\w+", str(error.value)))
+    assert re.search(r"longer than max_completion\w* allows \(4 tokens\)", str(error.value))
+
+
+def test_of_a_template_that_writes_the_date_the_day_counts(tiny_tokenizer, monkeypatch):
+    import copy
+
+    dated = copy.deepcopy(tiny_tokenizer)
+    dated.chat_template = "{{ strftime_now('%d %b %Y') }}" + tiny_tokenizer.chat_template
+    records = []
+    for day in ("2026-01-01", "2026-01-02"):
+        monkeypatch.setattr(token_cache.time, "strftime", lambda *args, day=day: day)
+        records.append([token_cache.tokenizer_record(tokenizer) for tokenizer in (tiny_tokenizer, dated)])
+    assert records[0][0] == records[1][0]
+    assert records[0][1] != records[1][1]
+
+
+def test_a_slow_tokenizer_is_known_by_its_rules_too(tmp_path):
+    """Two whose vocabularies are the same and whose merges differ."""
+    from transformers import CTRLTokenizer
+
+    records = []
+    for name, merges in (("one", "a b"), ("two", "a c"), ("one again", "a b")):
+        (tmp_path / name).mkdir()
+        vocabulary, rules = tmp_path / name / "vocab.json", tmp_path / name / "merges.txt"
+        vocabulary.write_text(json.dumps({token: i for i, token in enumerate(("<unk>", "a@@", "ab@@", "ac@@", "d"))}))
+        rules.write_text(f"#version: 0.2\n{merges}\n")
+        records.append(token_cache.tokenizer_record(CTRLTokenizer(str(vocabulary), str(rules))))
+    one, two, again = records
+    assert one == again
+    assert one["rules"] != two["rules"]
+
+
+def foreign(tmp_path, **provenance):
+    """A file of groups that some other program wrote."""
+    group = Group("p", ("a", "b", "c"), rewards=(0, 1, 2), provenance={"source": "f:1", **provenance})
+    write_table([group], tmp_path / "g.parquet")
+    return "g.parquet"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        ("vllm", set()),
+        (None, set()),
+        ({"temperature": "hot"}, set()),
+        ({"temperature": None}, set()),
+        ({"temperature": True}, set()),
+        ({"temperature": 10**400}, set()),
+        ({"temperature": -1}, set()),
+        ({"temperature": 1}, {1.0}),
+        ({"temperature": 0.7}, {0.7}),
+    ],
+)
+def test_a_foreign_provenance_may_say_what_it_likes(made, tmp_path, sampler, expected):
+    assert made(train=foreign(tmp_path, sampler=sampler)).temperatures == expected
+
+
+def test_a_foreign_list_that_is_not_of_the_completions_is_left_out(made, tmp_path):
+    path = foreign(tmp_path, finish=["stop"], chosen_completions="all")
+    (group,) = made(train=path, completions={"choose": "best_worst", "k": 2}).groups
+    assert group.completions == ("a", "c")
+    assert group.provenance["chosen_completions"] == [0, 2]
+    assert "finish" not in group.provenance
+
+
+def test_a_cut_prompt_begins_as_tokenising_begins(made, tiny_tokenizer):
+    """Some models name a token that begins turns as bos, and no text begins with it: a cut prompt does not either."""
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    turns = copy.deepcopy(tiny_tokenizer)
+    turns.bos_token = "<|im_start|>"
+    texts = copy.deepcopy(turns)
+    texts._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", turns.bos_token_id)]
+    )
+    rows = [{"prompt": [{"role": "user", "content": "Hello"}], "chosen": "a", "rejected": "b"}]
+    Path("chat.jsonl").write_text(json.dumps(rows[0]))
+    cut = {"train": "chat.jsonl", "max_prompt_tokens": 6, "truncation": "truncate_prompt_left"}
+    whole = made(train="chat.jsonl", tokenizer=turns).groups[0].prompt_ids
+    assert whole[0] == turns.bos_token_id
+    assert made(**cut, tokenizer=turns).groups[0].prompt_ids == whole[-6:]
+    assert made(**cut, tokenizer=texts).groups[0].prompt_ids == (whole[0], *whole[-5:])

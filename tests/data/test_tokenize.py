@@ -167,6 +167,17 @@ def test_ids_of_another_tokenizer_are_refused(tokenizer, tiny_tokenizer):
         tokenize([nameless], tiny_tokenizer)
 
 
+@pytest.mark.parametrize(("wrong", "found"), [(-1, "-1"), (None, "null")])
+@pytest.mark.parametrize("part", ["prompt", "completion"])
+def test_what_is_no_id_is_refused(tiny_tokenizer, wrong, found, part):
+    ids = {"prompt_ids": (1, 2), "completion_ids": ((3,), (4, 5))}
+    ids |= {"prompt_ids": (1, wrong)} if part == "prompt" else {"completion_ids": ((3,), (wrong, 5))}
+    group = Group("Hi", ("a", "b"), winner=0, provenance={"source": "f:3"}, **ids)
+    expected = f"^f:3: a token id is {found}; expected numbers from 0 to {len(tiny_tokenizer) - 1}; give the ids"
+    with pytest.raises(DataError, match=expected):
+        tokenize([group], tiny_tokenizer)
+
+
 def test_a_reply_in_a_conversation_ends_as_the_template_ends_it(tiny_tokenizer):
     """As Gemma's do: turns end in a token of their own, which is not the end of the sequence."""
     import copy

@@ -76,16 +76,22 @@ def mix(sizes: Sequence[int], weights: Sequence[float], *, seed: int) -> list[tu
 def choose(group: Group, indices: Sequence[int]) -> Group:
     """The group with some of its completions, in the order given; all that is kept by completion goes with them.
 
-    The winner goes with its completion, and is None where that is not among those chosen.
+    The winner goes with its completion, and is None where that is not among those chosen. Of the provenance, lists that are not
+    one value for each completion are left out.
     """
 
     def kept(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         return None if values is None else tuple(values[k] for k in indices)
 
-    earlier = group.provenance.get("chosen_completions", range(group.k))
+    def listed(name: str) -> Sequence[Any] | None:  # foreign files write there what they like
+        value = group.provenance.get(name)
+        return value if isinstance(value, list | tuple) and len(value) == group.k else None
+
+    earlier, finish = listed("chosen_completions") or range(group.k), listed("finish")
     provenance = {**group.provenance, "chosen_completions": [earlier[k] for k in indices]}
-    if "finish" in provenance:  # how the sampler's completions ended
-        provenance["finish"] = [provenance["finish"][k] for k in indices]
+    provenance.pop("finish", None)  # how the sampler's completions ended
+    if finish is not None:
+        provenance["finish"] = [finish[k] for k in indices]
     return replace(
         group,
         completions=tuple(group.completions[k] for k in indices),
@@ -105,8 +111,7 @@ def subsample(group: Group, *, how: Choice, k: int | None, seed: int) -> Group:
     Args:
         group: any group; one with no more than `k` completions stays as it is.
         how: `all` of them; `best_worst`, those with the highest and the lowest rewards, half of `k` each and the odd one of the
-            highest, among equals the first; `random`, drawn by the seed and the prompt, with the winner where there are no
-            rewards.
+            highest, among equals the first; `random`, drawn by the seed and the prompt, the winner always among them.
         k: completions to keep, 2 or more; not read with `all`.
         seed: of `random`.
 
@@ -116,7 +121,7 @@ def subsample(group: Group, *, how: Choice, k: int | None, seed: int) -> Group:
     if how == "all" or k is None or group.k <= k:
         return group
     if how == "random":
-        fixed = [] if group.rewards is not None or group.winner is None else [group.winner]
+        fixed = [] if group.winner is None else [group.winner]
         others = [i for i in range(group.k) if i not in fixed]
         draw = random.Random(_key(seed, "completions", group.prompt))
         return choose(group, sorted([*fixed, *draw.sample(others, k - len(fixed))]))

@@ -1,29 +1,29 @@
 """From the data of a recipe to groups with token ids: read, choose completions, split, tokenise, fit, mix; kept by the cache.
 
-Everything is streamed from the source into the cache's file: what is held in memory does not grow with the data.
+Everything is streamed from the source into the cache's file: what is held in memory does not grow with the data, unless the
+cache cannot keep it.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from exoalign.config_data import DataSection, SourceSection, as_list
+from exoalign.data.contents import Commits, content_of, tokens_record
 from exoalign.data.formats import stream_groups
 from exoalign.data.group_table import GroupTable, join
 from exoalign.data.mix import Side, mix, split, subsample
 from exoalign.data.set_aside import SetAside
 from exoalign.data.sources import Source
-from exoalign.data.token_cache import Kept, keep, source_record, tokenizer_record
+from exoalign.data.token_cache import Kept, keep, tokenizer_record
 from exoalign.data.token_report import TokenReport
-from exoalign.data.tokenize import stream_tokenized
+from exoalign.data.tokenize import prompt_ids, stream_tokenized
 from exoalign.data.truncate import Truncated, fit
 from exoalign.errors import DataError
-from exoalign.files import checksum
 from exoalign.groups import Group
 
 if TYPE_CHECKING:
@@ -59,16 +59,19 @@ def prepare(
     context: int | None,
     seed: int,
     cache: Path,
+    commits: Commits | None = None,
 ) -> Prepared | None:
     """The groups to train on or those held out, with token ids.
 
     Args:
         data: the recipe's section.
-        side: `train`, or `heldout`: `evaluation` where it is given, else the share `holdout` of the training prompts.
+        side: `train`, or `heldout`: `evaluation` where it is given, else the share `holdout` of the training prompts: of all
+            data sets all that is held out, whatever their weights.
         tokenizer: the policy's.
         context: the model's context length in tokens, if it is known.
         seed: of the split, of the mixing and of `completions.choose: random`.
         cache: the folder of tokenised groups.
+        commits: of the hub's data sets; give both sides the same, so that they are of one commit.
 
     Returns:
         None where nothing is held out.
@@ -76,10 +79,11 @@ def prepare(
     Raises:
         ExoalignError: naming the row, the data set or the setting.
     """
+    held_out = side == "heldout" and data.evaluation is None
+    if held_out and data.holdout is None:
+        return None
     if side == "heldout" and data.evaluation is not None:
         sources = as_list(data.evaluation, data.evaluation_limit)
-    elif side == "heldout" and data.holdout is None:
-        return None
     else:
         sources = as_list(data.train, data.limit)
     settings: dict[str, Any] = {
@@ -93,47 +97,51 @@ def prepare(
         "context": context,
     }
     tokens = tokenizer_record(tokenizer)
-    parts, contents = [], []
+    commits = commits or Commits(cache)
+    parts, contents, notes = [], [], list[str]()
     for source in sources:
         described = source.model_dump(exclude={"weight"})
-        content = source_record(source.path, source.revision)
-        stream = _Stream(source, data, side if data.holdout is not None else None, tokenizer, context, seed)
-        record = {
-            "source": described,
-            # without a commit the hub's data may change: then nothing finds this record again
-            "content": content or time.time_ns(),
-            "settings": settings,
-            "tokenizer": tokens,
-        }
-        part = keep(cache, record, stream, name=source.path)
+        content = content_of(as_source(source), commits)
+        notes += content.notes
+        read = source.model_copy(update={"revision": content.revision})
+        stream = _Stream(read, data, side if data.holdout is not None else None, tokenizer, context, seed)
+        record = {"source": described, "content": content.record, "settings": settings, "tokenizer": tokens}
+        part = keep(cache, None if content.record is None else record, stream, name=source.path)
         parts.append(part)
-        known = content or {"tokens": checksum(part.path) if part.path else len(part.groups)}
+        notes += part.told["notes"]
+        known = content.record or tokens_record(part.groups)
         here = {} if "commit" in known else {"path": None}  # a file may be moved: its bytes say which it is
         contents.append({**described, **here, **known})
-    groups, mixed = _mixed(sources, [part.groups for part in parts], seed)
-    weights = [source.weight for source in sources]
+    if not any(len(part.groups) for part in parts):
+        found = f"no group to {'hold out' if held_out else 'train on'}; expected at least one"
+        change = "the budgets" if any(part.told["tried"] for part in parts) else "`data.holdout`"
+        raise DataError("\n".join([f"{found}; change {change} or the data", *notes]))
+    weights = [None if held_out else source.weight for source in sources]
+    groups, mixed = _mixed(sources, [part.groups for part in parts], weights, seed)
     return Prepared(
         groups,
         {
             "sources": contents,
             "weights": weights,
-            "seed": seed if any(weights) else None,
+            "mix_seed": seed if any(weights) else None,
             **settings,
             "count": len(groups),
         },
         [line for source, part in zip(sources, parts, strict=True) for line in _lines(source, part)] + mixed,
-        [note for part in parts for note in part.told["notes"]],
+        notes,
         frozenset(value for part in parts for value in part.told["temperatures"]),
     )
 
 
 def _lines(source: SourceSection, part: Kept) -> list[str]:
+    told = [f"{source.path}: {line}" for line in part.told["lines"]]
     if part.path is None:
-        return part.told["lines"]
+        return told
     where = f"{part.path}, {part.path.stat().st_size / 1e6:.1f} MB"
-    return [f"{source.path}: {line}" for line in part.told["lines"]] + (
-        [f"{source.path}: token ids from the cache ({where})"] if part.reused else [f"token ids kept in {where}"]
-    )
+    return [
+        *told,
+        f"{source.path}: token ids from the cache ({where})" if part.reused else f"token ids kept in {where}",
+    ]
 
 
 @dataclass
@@ -157,8 +165,7 @@ class _Stream:
             nonlocal read
             for group in groups:
                 read += 1
-                temperature = group.provenance.get("sampler", {}).get("temperature")
-                temperatures.update([] if temperature is None else [temperature])
+                temperatures.update(_temperature(group))
                 yield replace(group, reference_logprobs=None)  # they may be another model's
 
         groups = counted(itertools.islice(stream_groups(as_source(self.source), aside), self.source.limit))
@@ -174,20 +181,32 @@ class _Stream:
             policy=cast("Policy | list[Policy]", self.data.truncation),
             context=self.context,
             counts=cuts,
-            bos=self.tokenizer.bos_token_id,
+            # what tokenising puts first, if anything: some tokenizers name a bos token that only begins a turn
+            bos=next(iter(prompt_ids(self.tokenizer, "")), None),
         )
         notes = [*aside.lines(), *cuts.lines()]
         if self.source.limit is not None and read < self.source.limit:
             notes.append(f"{self.source.path}: {read} usable groups, {self.source.limit} were asked for")
         if not cuts.kept:
-            of = (
-                f"none of {read} groups is on the side `{self.side}` of the split"
-                if read and self.side
-                else "no groups"
-            )
-            raise DataError("\n".join([f"{self.source.path}: {of}; expected at least one", *notes]))
+            found = "no groups"
+            if cuts.read:
+                found = f"none of {cuts.read} groups is left within the budgets"
+            elif read:
+                found = f"none of {read} groups is on the side `{self.side}` of the split"
+            if self.side is None or not read:
+                raise DataError("\n".join([f"{self.source.path}: {found}; expected at least one", *notes]))
+            notes.insert(0, f"{self.source.path}: {found}")  # of a share there may be none in a small data set
         made, *doubts = report.lines()
-        told.update(lines=[made], notes=[*notes, *doubts], temperatures=sorted(temperatures))
+        told.update(lines=[made], notes=[*notes, *doubts], temperatures=sorted(temperatures), tried=cuts.read)
+
+
+def _temperature(group: Group) -> list[float]:
+    """The temperature in a group's provenance as a list, empty where it is none: foreign files write there what they like."""
+    sampler = group.provenance.get("sampler")
+    value = sampler.get("temperature") if isinstance(sampler, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        return []
+    return [float(value)]
 
 
 def as_source(section: SourceSection) -> Source:
@@ -196,25 +215,29 @@ def as_source(section: SourceSection) -> Source:
 
 
 def _mixed(
-    sources: Sequence[SourceSection], parts: Sequence[Sequence[Group]], seed: int
+    sources: Sequence[SourceSection], parts: Sequence[Sequence[Group]], weights: Sequence[float | None], seed: int
 ) -> tuple[Sequence[Group], list[str]]:
     """The groups of several data sets: one after the other, or with weights in turns; and what was taken of each."""
     if len(parts) == 1:
         return parts[0], []
-    weights = [source.weight for source in sources if source.weight is not None]
     sizes = [len(part) for part in parts]
-    picks = mix(sizes, weights, seed=seed) if weights else [(i, row) for i, n in enumerate(sizes) for row in range(n)]
+    given = [(i, weight) for i, weight in enumerate(weights) if weight is not None and sizes[i]]
+    if given:
+        drawn = mix([sizes[i] for i, _ in given], [weight for _, weight in given], seed=seed)
+        picks = [(given[number][0], row) for number, row in drawn]
+    else:
+        picks = [(i, row) for i, n in enumerate(sizes) for row in range(n)]
     taken = [sum(number == i for number, _ in picks) for i in range(len(parts))]
     lines = [
         f"{source.path}: {n} of {size} groups, {n / max(len(picks), 1):.1%} of the mixture"
         for source, n, size in zip(sources, taken, sizes, strict=True)
     ]
-    if not all(taken):
+    if any(size and not n for n, size in zip(taken, sizes, strict=True)):
         raise DataError("\n".join(["a data set has no share in the mixture; raise its weight or take it out", *lines]))
     tables = [part for part in parts if isinstance(part, GroupTable)]
     if len(tables) < len(parts):  # the cache could not keep them all
         return [parts[number][row] for number, row in picks], lines
-    if not weights:
+    if not given:
         return join(tables), lines
     starts = list(itertools.accumulate(sizes, initial=0))
     return join(tables).take([starts[number] + row for number, row in picks]), lines

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same data are read otherwise, when the tokens of the same text change, or the format of the files."""
 MOST_BYTES = 20 * 1000**3
 DAY = 24 * 3600.0
+
+Make = Callable[[dict[str, Any]], Iterable[Group]]
 
 
 class Kept(NamedTuple):
@@ -56,45 +59,59 @@ def default_folder() -> Path:
 
 
 def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What the tokens depend on: vocabulary and rules, chat template, special tokens and the libraries' versions."""
+    """What the tokens depend on: vocabulary and rules, chat template, special tokens and the libraries' versions.
+
+    Of a template that writes the date, the day too.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
         rules.pop("padding", None)  # state of the last call, not of the tokenizer
         rules.pop("truncation", None)
     else:
-        rules = sorted(tokenizer.get_vocab().items())
+        begin = list(tokenizer("")["input_ids"])  # `add_bos_token` is not among what is saved
+        rules = [sorted(tokenizer.get_vocab().items()), _saved_files(tokenizer), begin]
     return {
         "class": type(tokenizer).__name__,
         "rules": hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest(),
         "template": tokenizer.chat_template,
+        "day": time.strftime("%Y-%m-%d") if "strftime_now" in str(tokenizer.chat_template) else None,
         "special": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
         "versions": {name: version(name) for name in ("tokenizers", "transformers")},
     }
 
 
-def keep(
-    folder: Path, record: Mapping[str, Any], make: Callable[[dict[str, Any]], Iterable[Group]], *, name: str
-) -> Kept:
+def _saved_files(tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+    """Checksums of a slow tokenizer's own files: merges, lower-casing and other rules stand in them alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        return [[str(file.relative_to(folder)), checksum(file)] for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
+def keep(folder: Path, record: Mapping[str, Any] | None, make: Make, *, name: str) -> Kept:
     """Groups out of the cache, or made and put there.
 
     Args:
         folder: of the cache; made when it is first used.
-        record: all that the groups depend on, as JSON values; versions are added here.
+        record: all that the groups depend on, as JSON values; versions are added here. None where that is not known: then the
+            groups are made and held in memory, as nothing would find them again.
         make: makes the groups, and writes into the dict that it is given what there is to tell (JSON values).
         name: of the data, for warnings.
 
     Raises:
         ExoalignError: what `make` raises; the cache itself costs a warning at most.
     """
+    if record is None:
+        return _in_memory(make)
     exact = json.loads(json.dumps({**record, "exoalign": __version__, "version": VERSION}))
     key = hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()[:32]
     path, manifest = folder / f"{key}.arrow", folder / f"{key}.json"
     told = _intact(path, manifest, exact, name)
     if told is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a cache that may only be read is used all the same
             manifest.touch()
-            return Kept(GroupTable([path]), told, path, True)
+        return Kept(GroupTable([path]), told, path, True)
     told = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +119,6 @@ def keep(
         table = build(make(told), path)
         size, digest = path.stat().st_size, checksum(path)
         write_text(manifest, json.dumps({"record": exact, "bytes": size, "sha256": digest, "told": told}, indent=1))
-        _clean(folder)
     except (OSError, pa.ArrowException) as error:
         logger.warning(
             "%s: the tokenised groups cannot be kept in %s (%s), so they are held in memory; expected a folder that can be"
@@ -111,9 +127,15 @@ def keep(
             folder,
             plain(str(error)),
         )
-        told = {}
-        return Kept(list(make(told)), told, None, False)
+        return _in_memory(make)
+    with contextlib.suppress(OSError):  # the table is there, whatever else the folder holds
+        _clean(folder)
     return Kept(table, told, path, False)
+
+
+def _in_memory(make: Make) -> Kept:
+    told: dict[str, Any] = {}
+    return Kept(list(make(told)), told, None, False)
 
 
 def _intact(path: Path, manifest: Path, record: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -137,6 +159,15 @@ def _clean(folder: Path) -> None:
     for left in folder.glob(".*"):
         if now - left.stat().st_mtime > DAY:
             left.unlink(missing_ok=True)
+    orphans = [
+        table
+        for table in folder.glob("*.arrow")
+        if not table.with_suffix(".json").is_file() and now - table.stat().st_mtime > DAY
+    ]
+    for table in orphans:
+        table.unlink(missing_ok=True)
+    if orphans:
+        logger.info("files of tokenised groups without a manifest that are deleted in %s: %d", folder, len(orphans))
     used = sorted((manifest.stat().st_mtime, manifest) for manifest in folder.glob("*.json"))
     size = sum(file.stat().st_size for file in folder.glob("*.arrow"))
     for when, manifest in used:
@@ -147,23 +178,3 @@ def _clean(folder: Path) -> None:
         manifest.unlink(missing_ok=True)
         table.unlink(missing_ok=True)
         logger.info("tokenised groups that were last used on %s are deleted: %s", time.ctime(when), table)
-
-
-def source_record(path: str, revision: str | None = None) -> dict[str, Any] | None:
-    """What the rows of a source depend on: checksums of a file or of all files of a folder, or the commit of a hub data set.
-
-    Returns:
-        JSON values, or None where the hub cannot say which commit its data set is at.
-    """
-    place = Path(path)
-    if place.is_file():
-        return {"file": checksum(place)}
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.is_file())
-        return {"files": [[str(file.relative_to(place)), checksum(file)] for file in files]}
-    from huggingface_hub import HfApi
-
-    try:
-        return {"commit": HfApi().dataset_info(path, revision=revision).sha}
-    except Exception:  # offline, unreachable, unknown: the libraries underneath raise what they like
-        return None

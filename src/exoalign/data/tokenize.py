@@ -251,8 +251,14 @@ def _has_no_ids(group: Group) -> bool:
 
 
 def _check_ids(group: Group, name: str, size: int) -> None:
-    """Refuse ids that another tokenizer made."""
-    largest = max((i for ids in (group.prompt_ids or (), *(group.completion_ids or ())) for i in ids), default=0)
+    """Refuse what is no id, and ids that another tokenizer made."""
+    ids = [i for part in (group.prompt_ids or (), *(group.completion_ids or ())) for i in part]
+    if None in ids or min(ids, default=0) < 0:
+        raise DataError(
+            f"{group.where}: a token id is {'null' if None in ids else min(ids)}; expected numbers from 0 to {size - 1}; give"
+            " the ids that the completions were sampled with, or the text without ids"
+        )
+    largest = max(ids, default=0)
     made_by = group.provenance.get("tokenizer", name)
     if (group.prompt_ids or group.completion_ids) and (made_by != name or largest >= size):
         raise DataError(
