@@ -49,6 +49,10 @@ def test_the_options_of_every_command_are_these():
             ("--objective", False, "exo_pref"),
             ("--eval-data", False, None),
             ("--adapter", False, None),
+            ("--split", False, None),
+            ("--eval-split", False, None),
+            ("--subset", False, None),
+            ("--revision", False, None),
             ("--limit", False, None),
             ("--eval-limit", False, None),
             ("--estimate", False, False),
@@ -71,6 +75,7 @@ def test_the_options_of_every_command_are_these():
             ("--subset", False, None),
             ("--revision", False, None),
             ("--test", False, None),
+            ("--test-split", False, None),
             ("--limit", False, None),
             ("--max-prompt-tokens", False, None),
             ("--max-completion-tokens", False, None),
@@ -309,6 +314,86 @@ def test_bad_input_ends_with_one_message_and_leaves_everything(case, place, exoa
     assert not (place / "out").exists()
 
 
+def test_the_splits_of_a_folder_are_trained_on_and_held_out(place, exoalign, tiny_folder):
+    (place / "films").mkdir()
+    for split, count in {"train": 3, "test": 2}.items():
+        rows = [json.dumps({**PAIR, "prompt": f"{split} {i}"}) for i in range(count)]
+        (place / "films" / f"{split}.jsonl").write_text("\n".join(rows))
+    options = ["--model", str(tiny_folder), "--data", "films", "--eval-data", "films", "--out", "out", "--json", "-q"]
+    code, _, err = exoalign("align", *options)
+    assert (code, err) == (2, "error: films: has files of the splits test, train; name one as `split`\n")
+    code, out, _ = exoalign("align", *options, "--split", "train", "--eval-split", "test")
+    assert code == 0
+    assert {side: part["pairs"] for side, part in json.loads(out)["metrics"].items()} == {"train": 3, "heldout": 2}
+
+
+def test_split_subset_and_revision_reach_the_hub(place, exoalign, tiny_folder, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        return [PAIR, {**PAIR, "prompt": "Ho"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    where = ["--subset", "films", "--revision", "v2", "--split", "train", "--eval-split", "test"]
+    hub = ["--data", "owner/name", "--eval-data", "owner/name", *where]
+    assert exoalign("align", "--model", str(tiny_folder), "--estimate", *hub)[0] == 0
+    common = {"name": "films", "revision": "v2", "streaming": True}
+    assert asked == [(("owner/name",), common | {"split": split}) for split in ("train", "test")]
+    local = [
+        "--data",
+        "owner/name",
+        "--eval-data",
+        "pairs.jsonl",
+        *where[:-2],
+    ]  # a file has neither subset nor revision
+    assert exoalign("align", "--model", str(tiny_folder), "--estimate", *local)[0] == 0
+
+
+def refuse(monkeypatch, method: str, name: str) -> None:
+    """Root may do everything with a file, so the method refuses in the system's place."""
+    real = getattr(Path, method)
+
+    def refusing(self, *arguments, **options):
+        if name in self.name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, method, refusing)
+
+
+def test_a_file_that_may_not_be_read_ends_with_one_line(place, exoalign, tiny_folder, monkeypatch):
+    refuse(monkeypatch, "open", "pairs.jsonl")
+    done = exoalign("align", "--model", str(tiny_folder), "--data", "pairs.jsonl", "--out", "out")
+    assert done == (2, "", "error: pairs.jsonl: Permission denied; mend that and run it again\n")
+
+
+def test_a_page_that_cannot_be_written_ends_with_one_line(place, exoalign, monkeypatch):
+    code, out, err = exoalign("doctor", "pairs.jsonl", "--html", "gone/page.html")
+    assert (code, out) == (2, "")
+    assert "the folder of 'gone/page.html' does not exist" in " ".join(err.replace("│", " ").split())
+    refuse(monkeypatch, "write_text", "page.html")
+    code, out, err = exoalign("doctor", "pairs.jsonl", "--html", "page.html")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: \S*page\.html\S*: Permission denied; mend that and run it again\n", err)
+
+
+@pytest.mark.parametrize("command", ["--version", "data adapters", "doctor pairs.jsonl"])
+def test_a_reader_that_has_gone_is_no_error(command, place):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exoalign", *command.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # so that little is written at the end only
+    )
+    process.stdout.close()  # before anything is written
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 1
+
+
 def test_a_run_with_an_adapter_and_its_merge(place, exoalign):
     code, out, _ = exoalign("run", "data.yaml", "align.lora.r=2", "align.learning_rate=0.01", "--json", "--quiet")
     assert code == 0
@@ -382,6 +467,9 @@ def test_escape_codes_in_names_and_rows_are_inert(place, exoalign):
         ["align"],
         ["align", "--model", "x"],
         ["align", "--model", "x", "--data", "y"],
+        ["align", "--model", "x", "--estimate", "--split", "train"],
+        ["align", "--model", "x", "--data", "y", "--out", "z", "--eval-split", "test"],
+        ["doctor", "x", "--test-split", "test"],
         ["align", "--modle", "x"],
         ["run"],
         ["ruin"],

@@ -93,6 +93,27 @@ def test_exit_codes(place, doctor):
     assert doctor("broken.jsonl", "--limit", "1")[0] == 0  # the broken row is not looked at
 
 
+def test_a_split_can_be_held_against_another(place, doctor, tmp_path):
+    (tmp_path / "films" / "one").mkdir(parents=True)
+    for split, row in {"train": PAIR, "test": {**OTHER, "prompt": PAIR["prompt"]}}.items():
+        place(f"films/one/{split}.jsonl", row)
+    options = ["films", "--subset", "one", "--split", "train", "--json"]
+    assert json.loads(doctor(*options)[1])["counts"]["error"] == 0
+    code, out, _ = doctor(*options, "--test", "films", "--test-split", "test")
+    (finding,) = json.loads(out)["findings"]
+    assert (code, finding["kind"]) == (1, "test_leak")
+    assert finding["where"][0].endswith("films/one/train.jsonl:1 (as films/one/test.jsonl:1)")
+    assert doctor(*options, "--test", "films/one/test.jsonl")[0] == 1  # a file has no subset
+
+
+def test_with_a_model_its_context_is_looked_at(place, doctor, tiny_folder):
+    long = {**PAIR, "prompt": "x" * 600}
+    code, out, _ = doctor(place("long.jsonl", OTHER, long), "--model", str(tiny_folder), "--json")
+    (finding,) = json.loads(out)["findings"]
+    assert (code, finding["kind"], finding["where"]) == (1, "over_context", ["long.jsonl:2"])
+    assert finding["text"].startswith("1 row longer than the model's context of 512 tokens")
+
+
 WRONG = {
     "a file that is not there": (["gone.jsonl"], "error: gone.jsonl: no such file"),
     "an empty file": (["empty.jsonl"], "error: empty.jsonl: no rows"),

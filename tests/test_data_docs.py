@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import exoalign
 from exoalign import cli
 from exoalign.data.adapters import ADAPTERS
 from exoalign.data.formats import kind_of, read_groups, read_prompts, read_texts
@@ -111,6 +112,21 @@ def test_commands_run(command, workplace, tiny_folder, monkeypatch, capsys):
     if words[2] == "convert":
         assert Path(words[4]).stat().st_size > 0
     if "Anthropic" in command:
-        options = {"data_dir": "harmless-base", "split": "test", "revision": None, "streaming": True}
-        assert workplace
+        options = {"data_dir": "harmless-base", "revision": None, "streaming": True}
+        splits = re.findall(r"split (\w+)", command)
+        assert {asked[1].pop("split") for asked in workplace} == set(splits)
         assert all(asked == (("Anthropic/hh-rlhf",), options) for asked in workplace)
+
+
+def test_its_python_runs(workplace, tiny_folder, capsys):
+    ((_, block),) = blocks("python")
+    exec(compile(block.replace('"demo"', repr(str(tiny_folder))), "docs/data.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert re.search(r"^\d groups: [\d,]+ prompt tokens", said, re.MULTILINE)
+    assert "what the model sees" in said
+
+
+def test_what_it_names_is_exported():
+    named = set(re.findall(r"`(\w+)`", PAGE.split("\n## From Python")[1]))
+    assert {"examine", "GroupTable", "DataError"} < named <= set(exoalign.__all__)
+    assert all(getattr(exoalign, name) for name in exoalign.__all__)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from exoalign import collate, completion_logprobs, load_model, run, stages
+from exoalign import collate, completion_logprobs, load_model, load_tokenizer, run, stages
 from exoalign.data.table import read_table
 from exoalign.errors import ConfigError, DataError, ModelError, RewardError, StoreError
+from exoalign.inputs import Data
 from exoalign.merging import merge
 from exoalign.models import fingerprint
 from exoalign.recipe import build_recipe
@@ -236,7 +237,7 @@ def test_the_groups_of_a_run_are_data_for_another(recipe, tmp_path):
     }
     result = run(build_recipe(values), show=False)
     assert any("sampled at temperature 0.8 and log-probs are taken at 1" in warning for warning in result["warnings"])
-    assert any("4 held-out groups are training groups too" in warning for warning in result["warnings"])
+    assert any("4 held-out prompts are training prompts too" in warning for warning in result["warnings"])
     reference = read_table(tmp_path / "again" / "align" / "groups.parquet")[0].provenance["reference"]
     assert reference["temperature"] == 1.0
 
@@ -244,6 +245,28 @@ def test_the_groups_of_a_run_are_data_for_another(recipe, tmp_path):
 def test_held_out_prompts_that_were_trained_on_are_noted(recipe, tmp_path):
     result = run(recipe("prompts.evaluation=train.jsonl"), show=False)
     assert any("4 held-out prompts are training prompts too" in warning for warning in result["warnings"])
+
+
+def test_held_out_pairs_of_a_prompt_that_was_trained_on_are_noted(recipe, tmp_path, tiny_folder):
+    """By prompt, whatever the replies are; the same words as a conversation of one turn are the same prompt."""
+    turns = [{"role": "user", "content": "Film 2:"}]
+    train = [{"prompt": f"Film {i}:", "chosen": " good", "rejected": " bad"} for i in range(16)]
+    heldout = [
+        {"prompt": prompt, "chosen": " a", "rejected": " b"} for prompt in ("Film 1:", "Film 1:", turns, "Book:")
+    ]
+    for name, rows in {"train": train, "heldout": heldout, "other": heldout[3:]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def notes(**data):
+        values = {"model": recipe().model.model_dump(), "align": {"objective": "exo_pref"}, "out": "out"}
+        made = build_recipe({**values, "data": {"train": "train.jsonl", **data}})
+        found = Data(stages.Context(made, load_tokenizer(str(tiny_folder)), False, False)).notes
+        return [note for note in found if "held-out prompts" in note]
+
+    expected = "2 held-out prompts are training prompts too ('Film 1:', ...): the evaluation is not of unseen prompts"
+    assert notes(evaluation="heldout.jsonl") == [expected]
+    assert notes(evaluation="other.jsonl") == []
+    assert notes(holdout=0.5) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -405,7 +428,7 @@ def test_what_the_doctor_calls_an_error_is_refused_before_the_run(recipe, tmp_pa
         Finding("a", "two rows contradict each other", "remove one", "error", 2, ("pairs.jsonl:1", "pairs.jsonl:3")),
         Finding("b", "replies are short", "look at them", "warning"),
     ]
-    monkeypatch.setattr(inputs, "examine_fast", lambda groups: type("E", (), {"findings": tuple(found)}))
+    monkeypatch.setattr(inputs, "examine_fast", lambda groups, special: type("E", (), {"findings": tuple(found)}))
     values = {
         "name": "sick", "out": "sick", "model": recipe().model.model_dump(), "data": {"train": "pairs.jsonl"},
         "align": {"objective": "exo_pref", "learning_rate": 0.003},

@@ -34,8 +34,8 @@ def workplace(tmp_path, monkeypatch, tiny_folder):
         rows = (ROOT / "recipes" / name).read_text().splitlines()
         (tmp_path / "recipes" / name).write_text("\n".join(rows[:8]))
     (tmp_path / "my_reward.py").write_text(next(b for b in blocks("python") if "def brevity" in b))
-    rows = [{"prompt": f"Film {i}:", "chosen": " good", "rejected": " bad"} for i in range(8)]
-    for name in ("pairs.jsonl", "heldout.jsonl"):
+    for name, noun in {"pairs.jsonl": "Film", "heldout.jsonl": "Meal"}.items():
+        rows = [{"prompt": f"{noun} {i}:", "chosen": " good", "rejected": " bad"} for i in range(8)]
         (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 

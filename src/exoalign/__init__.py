@@ -13,10 +13,21 @@ from exoalign._version import __version__
 if TYPE_CHECKING:
     from exoalign.config import Recipe
     from exoalign.data.collate import collate
-    from exoalign.data.formats import read_groups, read_prompts, read_texts, stream_groups
+    from exoalign.data.convert_file import convert_file
+    from exoalign.data.doctor.examine import examine, examine_fast
+    from exoalign.data.doctor.findings import Examination, Finding
+    from exoalign.data.doctor.reading import open_records
+    from exoalign.data.formats import PromptRow, TextRow, read_groups, read_prompts, read_texts, stream_groups
+    from exoalign.data.group_table import GroupTable
+    from exoalign.data.mix import mix, split, subsample
+    from exoalign.data.set_aside import SetAside
+    from exoalign.data.show import render_group
     from exoalign.data.sources import Source
+    from exoalign.data.table import read_table, write_table
+    from exoalign.data.token_report import TokenReport
     from exoalign.data.tokenize import tokenize
-    from exoalign.errors import ExoalignError
+    from exoalign.data.truncate import Truncated, fit
+    from exoalign.errors import ConfigError, DataError, ExoalignError, ModelError
     from exoalign.estimate.budget import largest_pass
     from exoalign.estimators import Interval, cluster_bootstrap, paired_difference
     from exoalign.groups import Group, GroupBatch, Message
@@ -34,10 +45,21 @@ if TYPE_CHECKING:
 _HOMES = {
     "config": ["Recipe"],
     "data.collate": ["collate"],
-    "data.formats": ["read_groups", "read_prompts", "read_texts", "stream_groups"],
+    "data.convert_file": ["convert_file"],
+    "data.doctor.examine": ["examine", "examine_fast"],
+    "data.doctor.findings": ["Examination", "Finding"],
+    "data.doctor.reading": ["open_records"],
+    "data.formats": ["PromptRow", "TextRow", "read_groups", "read_prompts", "read_texts", "stream_groups"],
+    "data.group_table": ["GroupTable"],
+    "data.mix": ["mix", "split", "subsample"],
+    "data.set_aside": ["SetAside"],
+    "data.show": ["render_group"],
     "data.sources": ["Source"],
+    "data.table": ["read_table", "write_table"],
+    "data.token_report": ["TokenReport"],
     "data.tokenize": ["tokenize"],
-    "errors": ["ExoalignError"],
+    "data.truncate": ["Truncated", "fit"],
+    "errors": ["ConfigError", "DataError", "ExoalignError", "ModelError"],
     "estimate.budget": ["largest_pass"],
     "estimators": ["Interval", "cluster_bootstrap", "paired_difference"],
     "groups": ["Group", "GroupBatch", "Message"],
@@ -55,10 +77,13 @@ _HOMES = {
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - in the order in which one meets them
-    "Group", "GroupBatch", "Message", "Recipe", "Interval", "ExoalignError", "OBJECTIVES",
+    "Group", "GroupBatch", "Message", "Recipe", "Interval", "OBJECTIVES",
+    "ExoalignError", "ConfigError", "DataError", "ModelError",
     "exo_rw", "exo_pref", "dpo_rw", "dpo_pref",
-    "load_model", "load_tokenizer", "Source", "read_prompts", "read_groups", "read_texts", "stream_groups", "tokenize",
-    "collate",
+    "load_model", "load_tokenizer", "Source", "read_prompts", "read_groups", "read_texts", "stream_groups", "PromptRow",
+    "TextRow", "SetAside", "convert_file", "read_table", "write_table", "GroupTable", "split", "mix", "subsample",
+    "tokenize", "TokenReport", "fit", "Truncated", "render_group", "collate",
+    "open_records", "examine", "examine_fast", "Examination", "Finding",
     "completion_logprobs", "compare_policies", "SamplingSettings", "TransformersSampler", "score",
     "ExoConfig", "ExoTrainer", "merge", "largest_pass", "cluster_bootstrap", "paired_difference",
     "load_recipe", "run", "__version__",

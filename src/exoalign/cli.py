@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from exoalign._version import __version__
 
 if TYPE_CHECKING:
     from exoalign.config import Recipe
+    from exoalign.data.sources import Source
 
 app = typer.Typer(
     help="Align language models with preferences by Efficient Exact Optimization (EXO).",
@@ -54,6 +56,14 @@ def align(
     adapter: Annotated[
         str | None, typer.Option(help="The schema of the rows of --data and --eval-data, e.g. hh or ultrafeedback.")
     ] = None,
+    split: Annotated[str | None, typer.Option(help="The split of --data, of a hub id or a folder.")] = None,
+    eval_split: Annotated[str | None, typer.Option(help="The split of --eval-data.")] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="The subset (configuration) of --data, and of --eval-data from the hub too.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch, tag or commit of --data, and of --eval-data from the hub too.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --data.")] = None,
     eval_limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --eval-data.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only tell what memory and time it will take.")] = False,
@@ -67,6 +77,7 @@ def align(
     """Align a model on completions that exist already: preference pairs, transcripts, or K completions with rewards."""
     from pathlib import Path
 
+    from exoalign.data import sources
     from exoalign.recipe import build_recipe
 
     needed = {} if estimate else {"--data": data, "--out": out}
@@ -75,14 +86,18 @@ def align(
             raise typer.BadParameter("it is missing; only --estimate does without it", param_hint=name)
     if shape is not None and (data is not None or not estimate):
         raise typer.BadParameter("it is read with --estimate, in place of --data", param_hint="--shape")
+    for name, value in {"--split": split, "--subset": subset, "--revision": revision}.items():
+        if value is not None and data is None:
+            raise typer.BadParameter("it says which part of --data is read, which is missing", param_hint=name)
+    if eval_split is not None and eval_data is None:
+        raise typer.BadParameter("it is the split of --eval-data, which is missing", param_hint="--eval-split")
 
-    def source(path: str | None) -> Any:
-        return path if path is None or adapter is None else {"path": path, "adapter": adapter}
-
+    train = sources.Source(data or "none", adapter, split, subset, revision)
+    heldout = None if eval_data is None else sources.beside(train, eval_data, eval_split)
     files: dict[str, Any] = {
-        "train": source(data or "none"),
+        "train": _section(train),
         "limit": limit,
-        "evaluation": source(eval_data),
+        "evaluation": None if heldout is None else _section(heldout),
         "evaluation_limit": eval_limit,
     }
     values: dict[str, Any] = {
@@ -98,6 +113,12 @@ def align(
         "data.evaluation": "--eval-data",
         "data.train.adapter": "--adapter",
         "data.evaluation.adapter": "--adapter",
+        "data.train.split": "--split",
+        "data.evaluation.split": "--eval-split",
+        "data.train.subset": "--subset",
+        "data.evaluation.subset": "--subset",
+        "data.train.revision": "--revision",
+        "data.evaluation.revision": "--revision",
         "data.limit": "--limit",
         "data.evaluation_limit": "--eval-limit",
         "align.objective": "--objective",
@@ -107,6 +128,12 @@ def align(
         _estimate(recipe, None if data else shape or "", as_json=as_json)
     else:
         _run(recipe, as_json=as_json, quiet=quiet)
+
+
+def _section(source: Source) -> str | dict[str, Any]:
+    """A data set as a recipe names it: its path, or a section where there is more to say."""
+    values = {name: value for name, value in vars(source).items() if value is not None}
+    return source.path if len(values) == 1 else values
 
 
 def _estimate(recipe: Recipe, shape: str | None, *, as_json: bool) -> None:
@@ -197,8 +224,22 @@ def main() -> None:
     from exoalign.errors import ExoalignError
     from exoalign.progress import plain
 
+    if sys.stdout is None:  # closed before we began, as by `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone can still be told from a mistake
     except ExoalignError as error:
         _say(f"error: {plain(str(error))}")
+        sys.exit(2)
+    except BrokenPipeError:  # whoever reads has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
+        sys.exit(1)
+    except OSError as error:
+        names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        _say(
+            f"error: {plain(': '.join(filter(None, [names, error.strerror or str(error)])))}; mend that and run it again"
+        )
         sys.exit(2)

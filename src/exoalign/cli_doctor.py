@@ -19,6 +19,9 @@ def doctor(
     subset: Annotated[str | None, typer.Option(help="The subset (configuration) of a hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="The branch, tag or commit of a hub data set.")] = None,
     test: Annotated[str | None, typer.Option(help="The test data: are its prompts in DATA too?")] = None,
+    test_split: Annotated[
+        str | None, typer.Option(help="The split of --test, which is read as DATA is: --adapter, --subset, --revision.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many groups.")] = None,
     max_prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help="What would this budget cut? With --model.")
@@ -41,6 +44,8 @@ def doctor(
             raise typer.BadParameter(f"it is {beta:g}; expected a finite number above 0", param_hint=name)
     if beta_pi is not None and beta_r is None:
         raise typer.BadParameter("it is judged together with --beta-r, which is missing", param_hint="--beta-pi")
+    if test_split is not None and test is None:
+        raise typer.BadParameter("it is the split of --test, which is missing", param_hint="--test-split")
 
     from itertools import islice
     from pathlib import Path
@@ -53,25 +58,27 @@ def doctor(
     from exoalign.data.doctor.examine import examine
     from exoalign.data.doctor.reading import open_records
     from exoalign.data.set_aside import SetAside
-    from exoalign.data.sources import Source
+    from exoalign.data.sources import Source, beside
 
-    tokenizer = None
+    tokenizer = context = None
     if model is not None:
-        from exoalign.models import load_tokenizer, quiet_libraries
+        from exoalign.models import context_length, load_tokenizer, quiet_libraries
 
         quiet_libraries()
-        tokenizer = load_tokenizer(model)
+        tokenizer, context = load_tokenizer(model), context_length(model)
     aside = SetAside()
-    kind, records = open_records(Source(data, adapter, split, subset, revision), aside)
+    read = Source(data, adapter, split, subset, revision)
+    kind, records = open_records(read, aside)
     examination = examine(
         islice(records, limit),
         aside,
         source=data,
         kind=kind,
         tokenizer=tokenizer,
-        test=None if test is None else open_records(Source(test, adapter), SetAside(), tolerate=False)[1],
+        test=None if test is None else open_records(beside(read, test, test_split), SetAside(), tolerate=False)[1],
         max_prompt_tokens=max_prompt_tokens,
         max_completion_tokens=max_completion_tokens,
+        context=context,
         beta_pi=0.5 if beta_pi is None else beta_pi,
         beta_r=beta_r,
     )

@@ -5,7 +5,7 @@ the first stage.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +14,14 @@ from exoalign.config_data import SourceSection, as_list
 from exoalign.data import token_cache
 from exoalign.data.contents import Commits
 from exoalign.data.doctor.examine import examine_fast
+from exoalign.data.doctor.records import special_tokens
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
 from exoalign.data.prepare import Prepared, as_source, prepare
 from exoalign.data.table import read_table
 from exoalign.errors import DataError
 from exoalign.files import checksum
-from exoalign.groups import Group, check_groups, prompt_text
+from exoalign.groups import Group, Prompt, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
 from exoalign.models import context_length
 from exoalign.rewards.functions import resolve_reward
@@ -48,12 +49,7 @@ class Prompts:
         self.context, self.recipe, self.notes, self.lines = context, recipe, list[str](), list[str]()
         self.train = _prompts(recipe.prompts.train, recipe.prompts.limit)
         self.heldout = _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
-        shared = {prompt_text(row.prompt) for row in self.train} & {prompt_text(row.prompt) for row in self.heldout}
-        if shared:
-            self.notes.append(
-                f"{len(shared)} held-out prompts are training prompts too ({min(shared)[:60]!r}, ...): the evaluation is not"
-                " of unseen prompts"
-            )
+        self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
         section = recipe.model
         limit = context_length(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
         rows: Sequence[PromptRow] = [*self.train, *self.heldout]
@@ -126,13 +122,11 @@ class Data:
         assert train is not None
         self.train = train
         self._examine(train)
-        if self.heldout is not None:
-            known = {_content(group) for group in self.train.groups}
-            shared = len({_content(group) for group in self.heldout.groups} & known)
-            if shared:
-                self.notes.append(
-                    f"{shared} held-out groups are training groups too: the accuracy is not of unseen ones"
-                )
+        heldout, data = self.heldout, self.recipe.data
+        assert data is not None
+        if heldout is not None and data.holdout is None:  # a split by prompt shares none
+            asked = (group.prompt for group in heldout.groups)
+            self.notes += _shared_note((group.prompt for group in train.groups), asked)
 
     def _examine(self, train: Prepared) -> None:
         """The doctor's fast part: its warnings become notes.
@@ -140,7 +134,8 @@ class Data:
         Raises:
             DataError: with what makes training wrong or impossible.
         """
-        findings = [f for f in examine_fast(train.groups).findings if f.kind not in SAID_IN_TRAINING]
+        examined = examine_fast(train.groups, special=special_tokens(self.context.tokenizer))
+        findings = [f for f in examined.findings if f.kind not in SAID_IN_TRAINING]
         errors = [
             f"{f.sentence} ({', '.join(f.where)})" if f.where else f.sentence for f in findings if f.grade == "error"
         ]
@@ -197,6 +192,19 @@ def _prompts(source: str | SourceSection, limit: int | None) -> list[PromptRow]:
     return read_prompts(as_source(one), limit=one.limit)
 
 
-def _content(group: Group) -> int:
-    """Python's own hash: equal groups have equal ones, and 64 bits tell millions apart."""
-    return hash((group.prompt, group.completions))
+def _shared_note(train: Iterable[Prompt], heldout: Iterable[Prompt]) -> list[str]:
+    """What to mind where held-out prompts are training prompts too. Of each only Python's hash is kept: 64 bits tell millions
+    apart.
+    """
+    known = {hash(prompt_text(prompt)) for prompt in train}
+    shared, example = set[int](), ""
+    for prompt in heldout:
+        text = prompt_text(prompt)
+        if hash(text) in known:
+            example = example or text[:60]
+            shared.add(hash(text))
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} held-out prompts are training prompts too ({example!r}, ...): the evaluation is not of unseen prompts"
+    ]

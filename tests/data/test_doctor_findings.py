@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from chat_templates import TEMPLATES, byte_tokenizer
 
 from exoalign.data.doctor.examine import examine, examine_fast
 from exoalign.data.doctor.reading import open_records
 from exoalign.data.formats import PromptRow, TextRow
 from exoalign.data.set_aside import SetAside
 from exoalign.data.sources import Source
-from exoalign.errors import DataError
+from exoalign.errors import DataError, ModelError
 from exoalign.groups import Group, Message
 
 LONG = " ".join(f"{word} number {i} stands here" for i, word in enumerate(["apple", "pear", "plum", "quince"] * 8))
@@ -251,6 +252,7 @@ def test_budgets_count_what_they_would_cut(tiny_tokenizer, write):
     assert policies["truncate_prompt_left"] == {"groups": 1, "completions": 0, "tokens": 4}
     assert policies["truncate_completion_right"] == {"groups": 1, "completions": 1, "tokens": 3}
     assert ("over_budget", ("warning", 1)) in found(cut).items()
+    assert places(cut, "over_budget") == ["line 2"]
     whole = examined(write(*rows), tokenizer=tiny_tokenizer, max_prompt_tokens=10, max_completion_tokens=8)
     assert "over_budget" not in found(whole)
 
@@ -263,6 +265,67 @@ def test_a_group_that_cannot_be_tokenized_is_named_and_the_others_are_counted(ti
     assert found(examination) == {"cannot_be_tokenized": ("error", 1)}
     assert examination.findings[0].where[0].startswith("x:3: the role '<|im_start|>'")
     assert (examination.groups, examination.lengths["prompt"]["total"]) == (5, 4 * 5)
+
+
+SYSTEM = (Message("system", "Be kind."), Message("user", "Hi"))
+USER = (Message("user", "Hi"),)
+
+
+def test_roles_that_a_template_refuses_are_a_finding_and_every_other_row_is_counted():
+    """As Gemma's does with a system turn: by itself, not once for each of many rows, and with the template's own words."""
+    tokenizer = byte_tokenizer(TEMPLATES["gemma"])
+    groups = [Group(SYSTEM if i % 3 else USER, ("a", "b"), winner=0, provenance={"source": f"x:{i}"}) for i in range(9)]
+    examination = examine(groups, SetAside(), tokenizer=tokenizer, near=False)
+    assert found(examination)["cannot_be_tokenized"] == ("error", 6)
+    refusal = "the chat template refuses the roles ['system', 'user']: System role not supported"
+    where = examination.findings[0].where
+    assert where == tuple(f"x:{i}: {refusal}" for i in (1, 2, 4, 5, 7))  # the first five of six
+    assert examination.lengths["completion"]["total"] == 3 * 2 * 2  # of three rows: a byte and the end of the turn
+    prompts = [PromptRow(SYSTEM, "p:1"), PromptRow(USER, "p:2")]
+    examination = examine(prompts, SetAside(), tokenizer=tokenizer, near=False)
+    assert found(examination)["cannot_be_tokenized"] == ("error", 1)
+    assert examination.findings[0].where == (f"p:1: {refusal}",)
+    assert examination.groups == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "the prompt is a conversation, but the tokenizer has no chat template"),
+        ("{{ 'a' * 10 ** 7 }}", "the chat template was stopped"),
+    ],
+)
+def test_a_tokenizer_that_can_take_no_conversation_is_told_at_once(template, message):
+    for record in (Group(SYSTEM, ("a", "b"), winner=0), PromptRow(SYSTEM, "p:1")):
+        with pytest.raises(ModelError, match=message):
+            examine([record], SetAside(), tokenizer=byte_tokenizer(template))
+
+
+def test_rows_that_are_longer_than_the_context(tiny_tokenizer, write):
+    rows = [{**PAIR, "prompt": "a" * n} for n in (5, 6, 7)]  # and a reply of 3 bytes with its end
+    examination = examined(write(*rows), tokenizer=tiny_tokenizer, context=10, near=False)
+    assert found(examination) == {"over_context": ("error", 1)}
+    assert places(examination, "over_context") == ["line 3"]
+    assert "data.truncation" in examination.findings[0].remedy
+    assert found(examined(write(*rows), tokenizer=tiny_tokenizer, context=11, near=False)) == {}
+    prompts = [PromptRow("a" * n, f"p:{n}") for n in (9, 10)]  # a reply has one token at least
+    examination = examine(prompts, SetAside(), tokenizer=tiny_tokenizer, context=10, near=False)
+    assert found(examination) == {"over_context": ("error", 1)}
+    assert examination.findings[0].where == ("p:10",)
+
+
+def test_the_name_of_a_file_is_no_finding(write):
+    rows = [*CLEAN_KWAY, b'{"prompt": "a"', b'{"prompt": "a", "completions": ["b", "c"], "rewards": [NaN, 1]}']
+    examination = examined(write(*rows, name="infinite, expected finite numbers.jsonl"))
+    assert found(examination) == {"malformed": ("error", 1), "not_finite": ("error", 1)}
+    assert ":4: not JSON" in examination.findings[0].where[0]
+
+
+def test_the_fast_part_looks_for_the_models_own_special_tokens():
+    group = Group("<turn>", ("</s>", "text"), winner=0)
+    assert found(examine_fast([group])) == {"special_tokens": ("warning", 1)}
+    (finding,) = examine_fast([group], special=["<turn>", "<turns>"]).findings
+    assert finding.text == "1 row with the tokenizer's special tokens as text: <turn> in 1"
 
 
 def test_ids_that_groups_have_already_are_what_counts():

@@ -284,7 +284,9 @@ def test_completions_are_chosen_before_they_are_tokenised(made):
 
 def test_what_does_not_fit_is_an_error_or_counted(made):
     path = pairs("a", 3)  # prompts of 4 bytes, completions of up to 7 and the end
-    with pytest.raises(DataError, match=r"^a\.jsonl:1: .*5, but max_completion allows 4|^a\.jsonl:1: completion of 8"):
+    with pytest.raises(
+        DataError, match=r"^a\.jsonl:1: .*5, but max_completion_tokens allows 4|^a\.jsonl:1: completion of 8"
+    ):
         made(train=path, max_completion_tokens=4)
     cut = made(train=path, max_completion_tokens=4, truncation="truncate_completion_right")
     assert [len(ids) for g in cut.groups for ids in g.completion_ids] == [4] * 6

@@ -1,12 +1,19 @@
 """Boundaries that would move and templates that change what stands before a reply are counted and shown, and nothing else."""
 
 import copy
+import gzip
+import json
 import random
+import re
 
 import pytest
-from chat_templates import CHATML, QWEN3, TEMPLATES, byte_tokenizer
+from chat_templates import CHATML, QWEN3, SPECIAL, TEMPLATES, byte_tokenizer
 
+from exoalign.data.doctor.examine import examine
+from exoalign.data.doctor.reading import open_records
 from exoalign.data.formats import read_groups
+from exoalign.data.set_aside import SetAside
+from exoalign.data.sources import Source
 from exoalign.data.token_report import TokenReport
 from exoalign.data.tokenize import CHUNK_GROUPS, stream_tokenized, tokenize
 from exoalign.demo_model import FOLDER
@@ -150,6 +157,53 @@ def test_within_a_trajectory_each_reply_is_checked():
     assert (report.checked, report.changed) == (2, 1)
 
 
+@pytest.fixture(scope="module")
+def breaking():
+    """Bytes, but two line breaks are one token wherever they meet, and so are a bracket and a line break."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {s: i for i, s in enumerate([*symbols, "ĊĊ", "]Ċ"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ"), ("]", "Ċ")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", additional_special_tokens=SPECIAL
+    )
+
+
+def test_a_reply_that_merges_with_the_templates_last_words_is_counted(breaking):
+    breaking.chat_template = CHATML
+    trajectory = (Message("assistant", "\nI look."), Message("user", "b"), Message("assistant", "\nc"))
+    groups = [pair(USER, "\nHello", "Hello"), pair(USER, "\n", trajectory, "x\n\ny", source="f:2")]
+    report = TokenReport()
+    with_report, without = tokenize(groups, breaking, report=report), tokenize(groups, breaking)
+    assert with_report == without
+    assert (report.checked, report.moved, report.changed) == (5, 3, 0)
+    apart, _, together = report.examples[0].partition(", together ")
+    assert apart.startswith("f:1: apart ")
+    assert apart.endswith("'t' '\\n' | '\\n' 'H' 'e' 'l'")
+    assert "'t' '\\n\\n' 'H' 'e' 'l'" in together
+    assert "3 of 5 completions: tokenised together with the prompt" in report.lines()[1]
+
+
+@pytest.mark.parametrize("name", ["chatml", "mistral"])
+def test_boundaries_of_conversations_are_those_of_the_rendered_text(name, breaking):
+    """Against the template's text and the reply in one call; Mistral's ends in a special token, where nothing merges."""
+    breaking.chat_template = TEMPLATES[name]
+    rng = random.Random(0)
+    texts = ["".join(rng.choice("\n\n a\n") for _ in range(rng.randrange(1, 90))) + "." for _ in range(200)]
+    report = TokenReport()
+    done = tokenize([pair(USER, text, "no", source=f"f:{i}") for i, text in enumerate(texts)], breaking, report=report)
+    rendered = breaking.apply_chat_template([USER[0]._asdict()], tokenize=False, add_generation_prompt=True)
+    wholes = [breaking(rendered + text, add_special_tokens=False)["input_ids"] for text in texts]
+    apart = [[*group.prompt_ids, *group.completion_ids[0][:-1]] for group in done]
+    expected = sum(whole != ours for whole, ours in zip(wholes, apart, strict=True))
+    assert 0 < expected < 200 if name == "chatml" else expected == 0
+    assert report.moved == expected
+
+
 # Streams, and the whole of a file
 
 
@@ -197,14 +251,55 @@ def test_errors_stay_errors_in_a_stream(tiny_tokenizer):
         list(stream_tokenized([pair("12345", "123", "1", source="f:9")], tiny_tokenizer, context=8))
 
 
-def test_the_counts_of_a_whole_file_are_its_bytes(shared_data, tiny_tokenizer):
-    """One token a byte: the count needs no tokenizer."""
-    groups, _ = read_groups(shared_data / "hh_harmless_train.jsonl.gz")
+def raw(file, aside=None):
+    """The rows of a file, read by nothing of ours; without those that were set aside."""
+    places = [place for places in aside.reasons.values() for place in places] if aside else []
+    left_out = {int(place.rpartition(":")[2]) for place in places}
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for number, line in enumerate(lines, 1) if number not in left_out]
+
+
+@pytest.mark.parametrize("name", ["hh_harmless_train", "hh_harmless_test", "alpaca_eval_k8"])
+def test_the_counts_of_a_whole_file_are_its_bytes(name, shared_data, tiny_tokenizer):
+    """One token a byte: the count needs no tokenizer. A completion has its end besides."""
+    file = shared_data / f"{name}.jsonl.gz"
+    groups, aside = read_groups(file)
     report = TokenReport()
-    tokenize(groups, copy.deepcopy(tiny_tokenizer), report=report)
+    done = tokenize(groups, copy.deepcopy(tiny_tokenizer), report=report)
     assert report.prompt_tokens == sum(len(group.prompt.encode()) for group in groups)
     assert report.completion_tokens == sum(len(c.encode()) + 1 for group in groups for c in group.completions)
-    assert (report.checked, report.moved) == (2 * len(groups), 0)
+    assert (report.checked, report.moved) == (sum(group.k for group in groups), 0)
+    for row, group in zip(raw(file, aside), done, strict=True):  # a transcript is its prompt and its reply, whole
+        sides = [row["chosen"], row["rejected"]] if "chosen" in row else [row["prompt"] + c for c in row["completions"]]
+        ours = [len(group.prompt_ids) + len(ids) - 1 for ids in group.completion_ids]
+        assert ours == [len(side.encode()) for side in sides], group.where
+
+
+def test_the_counts_of_a_whole_file_of_conversations_are_its_bytes_and_the_templates(shared_data, tiny_tokenizer):
+    """ChatML around one turn of a user: three special tokens, and the bytes of "user", "assistant" and three line breaks."""
+    file = shared_data / "alpaca_eval_k8.jsonl.gz"
+    groups, aside = read_groups(Source(str(file), "alpaca_eval"))
+    report = TokenReport()
+    tokenize(groups, copy.deepcopy(tiny_tokenizer), report=report)
+    rows = raw(file, aside)
+    around = 3 + len("user") + len("assistant") + 3
+    assert report.prompt_tokens == sum(len(row["prompt"].encode()) + around for row in rows)
+    assert report.completion_tokens == sum(len(text.encode()) + 1 for row in rows for text in row["completions"])
+    assert (report.checked, report.moved, report.changed) == (sum(len(row["completions"]) for row in rows), 0, 0)
+
+
+@pytest.mark.parametrize("name", ["rt_polarity_train", "rt_polarity_test"])
+def test_the_counts_of_a_whole_file_of_texts_and_prompts_are_its_bytes(name, shared_data, tiny_tokenizer):
+    """As the doctor counts them, and a prompt from the first word to the eighth."""
+    file = shared_data / f"{name}.jsonl.gz"
+    texts = [row["text"] for row in raw(file)]
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    beginnings = [text[: ([*re.finditer(r"\S+", text)][:8])[-1].end()] for text in texts]
+    for adapter, side, expected in (("rt_polarity", "completion", texts), ("imdb_prompts", "prompt", beginnings)):
+        _, records = open_records(Source(str(file), adapter), SetAside())
+        found = examine(records, SetAside(), tokenizer=tokenizer, near=False).lengths[side]
+        assert found["total"] == sum(len(text.encode()) for text in expected)
+        assert found["max"] == max(len(text.encode()) for text in expected)
 
 
 @pytest.mark.slow

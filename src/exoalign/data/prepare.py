@@ -176,8 +176,8 @@ class _Stream:
         groups = stream_tokenized(groups, self.tokenizer, report=report)
         yield from fit(
             groups,
-            max_prompt=self.data.max_prompt_tokens,
-            max_completion=self.data.max_completion_tokens,
+            max_prompt_tokens=self.data.max_prompt_tokens,
+            max_completion_tokens=self.data.max_completion_tokens,
             policy=cast("Policy | list[Policy]", self.data.truncation),
             context=self.context,
             counts=cuts,

@@ -66,6 +66,14 @@ def as_source(source: Source | str | os.PathLike[str]) -> Source:
     return source if isinstance(source, Source) else Source(os.fspath(source))
 
 
+def beside(source: Source, path: str, split: str | None) -> Source:
+    """Held-out data that is read as `source` is: the same adapter, and where it is of the same kind (both on the hub, both
+    folders) the same subset and revision.
+    """
+    alike = not os.path.exists(path) or (os.path.isdir(path) and os.path.isdir(source.path))
+    return Source(path, source.adapter, split, source.subset if alike else None, source.revision if alike else None)
+
+
 def rows(source: Source | str) -> Iterator[tuple[str, Row]]:
     """Stream the rows with their places, "file:line" or "file, row N".
 

@@ -35,6 +35,10 @@ _BOOT = (
 )
 
 
+class RolesError(ModelError):
+    """A template cannot put turns of these roles together; with others it may."""
+
+
 class ChatTemplate(NamedTuple):
     """The source of a template and the special tokens that it may name, as JSON: what a rendering depends on."""
 
@@ -87,7 +91,8 @@ def frame(template: ChatTemplate, roles: tuple[str, ...], generation_prompt: boo
 
     Raises:
         DataError: if a role is no plain name: the template puts it between its special tokens.
-        ModelError: if the template refuses the roles, takes too long or too much memory, or drops or repeats a turn.
+        RolesError: if the template refuses the roles, or drops or repeats a turn.
+        ModelError: if it takes too long or too much memory.
     """
     for role in roles:
         if not re.fullmatch(r"\w[\w .-]*", role):
@@ -97,7 +102,7 @@ def frame(template: ChatTemplate, roles: tuple[str, ...], generation_prompt: boo
     slots = [_SLOT.format(i) for i in range(len(roles))]
     parts = _split(render(template, tuple(zip(roles, slots, strict=True)), generation_prompt), slots)
     if parts is None:
-        raise ModelError("the chat template drops or repeats a turn, so its content cannot be tokenised apart")
+        raise RolesError("the chat template drops or repeats a turn, so its content cannot be tokenised apart")
     padded = tuple((role, _LEFT + slot + _RIGHT) for role, slot in zip(roles, slots, strict=True))
     around = _split(render(template, padded, generation_prompt), slots)
     strips = [("", "")] * len(roles) if around is None else _strips(parts, around)
@@ -129,7 +134,8 @@ def render(template: ChatTemplate, turns: tuple[tuple[str, str], ...], generatio
     """The text that `apply_chat_template` gives for (role, content) turns, within the limits.
 
     Raises:
-        ModelError: with the template's own message where it raises, or saying which limit it passed.
+        RolesError: with the template's own message where it raises.
+        ModelError: saying which limit it passed.
     """
     answer = _child_answer(
         {
@@ -143,7 +149,7 @@ def render(template: ChatTemplate, turns: tuple[tuple[str, str], ...], generatio
         return str(answer["text"])
     roles = [role for role, _ in turns]
     if "error" in answer:
-        raise ModelError(f"the chat template refuses the roles {roles}: {plain(answer['error'])}")
+        raise RolesError(f"the chat template refuses the roles {roles}: {plain(answer['error'])}")
     raise ModelError(
         f"the chat template was stopped: {_STOPPED[answer['stopped']]} for the roles {roles}; a template only puts turns"
         " together, so this one is broken or hostile: use the model's own"

@@ -22,6 +22,8 @@ from exoalign.progress import plain
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Ids = tuple[int, ...]
+
 _SHOWN = 3
 _WINDOW = 40  # characters at least, on each side, in which a boundary is looked at
 _AROUND = 4  # tokens shown on each side of a boundary
@@ -38,7 +40,8 @@ class TokenReport:
         prompt_tokens: tokens of all prompts, each counted once for its group.
         completion_tokens: tokens of all completions.
         checked: completions whose boundary with the prompt was checked; ids that were there already are not.
-        moved: completions, as text after text, whose tokens at the boundary are others when tokenised with the prompt.
+        moved: completions whose tokens at the boundary are others when tokenised with what stands before them: the prompt as
+            text, or what the chat template says after its last special token.
         changed: completions of conversations before which the template says another thing than at the end of the prompt.
         single: completions of one token: nothing but the end of a turn, which teaches only to be silent.
         single_rows: the first three groups that have such.
@@ -72,7 +75,7 @@ class TokenReport:
             lines.append(
                 f"{self.moved} of {self.checked} completions: tokenised together with the prompt, the boundary would move;"
                 " they are tokenised apart all the same, as in sampling. Let prompts not end in the middle of a word or in"
-                " a space"
+                " a space, and replies to conversations not begin with a line break"
             )
         if self.changed:
             lines.append(
@@ -81,8 +84,9 @@ class TokenReport:
             )
         return [plain(line) for line in (*lines, *(f"  {example}" for example in self.examples))]
 
-    def count(self, group: Group) -> None:
-        """Count a group with its ids."""
+    def count(self, group: Group, *, checked: bool) -> None:
+        """Count a group with its ids; `checked` says whether its boundaries are looked at."""
+        self.checked += group.k if checked else 0
         self.groups += 1
         self.completions += group.k
         self.prompt_tokens += len(group.prompt_ids or ())
@@ -93,10 +97,9 @@ class TokenReport:
             if len(self.single_rows) < _SHOWN:
                 self.single_rows.append(group.where)
 
-    def check_text(self, group: Group, k: int, whole: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Compare the ids of completion k with those of prompt and completion tokenised together."""
-        prompt, completion = _ids(group, k)
-        ours, cut = prompt + completion, len(prompt)
+    def check_text(self, where: str, before: Ids, reply: Ids, whole: Ids, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compare the ids of a reply and of what stands before it with those of both tokenised together."""
+        ours, cut = before + reply, len(before)
         if ours == whole:
             return
         self.moved += 1
@@ -105,7 +108,7 @@ class TokenReport:
             first = differs.index(True) if True in differs else min(len(ours), len(whole))
             begin = max(0, min(first, cut) - _AROUND)
             self.examples.append(
-                f"{group.where}: apart {_tokens(tokenizer, ours[begin:cut])} |"
+                f"{where}: apart {_tokens(tokenizer, ours[begin:cut])} |"
                 f" {_tokens(tokenizer, ours[cut : cut + _AROUND])},"
                 f" together {_tokens(tokenizer, whole[begin : cut + _AROUND])}"
             )
@@ -115,7 +118,6 @@ class TokenReport:
         prompt = group.prompt
         assert not isinstance(prompt, str)
         for completion in group.completions:
-            self.checked += 1
             reply = (Message("assistant", completion),) if isinstance(completion, str) else completion
             fault = _changed_structure(turns.template, roles(prompt), roles(reply))
             fault = fault or _changed_content(turns.template, prompt, reply)
@@ -133,24 +135,16 @@ def boundary_window(prompt: str, completion: str) -> str:
     return prompt[begin:] + (completion if end < 0 else completion[:end])
 
 
-def boundary_holds(group: Group, k: int, window: tuple[int, ...]) -> bool:
-    """Whether the window's tokens are the prompt's last ones followed by the first ones of completion k.
+def boundary_holds(before: Ids, reply: Ids, window: Ids) -> bool:
+    """Whether the window's tokens are the last ones before a reply followed by the reply's first ones.
 
     False is only a doubt: the window may begin or end inside a token.
     """
-    prompt, completion = _ids(group, k)
-    most = min(len(window), len(prompt))
+    most = min(len(window), len(before))
     return any(
-        window[0] == prompt[-n] and window[:n] == prompt[-n:] and window[n:] == completion[: len(window) - n]
+        window[0] == before[-n] and window[:n] == before[-n:] and window[n:] == reply[: len(window) - n]
         for n in range(1, most + 1)
     )
-
-
-def _ids(group: Group, k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids of the prompt and of completion k without its end."""
-    assert group.prompt_ids is not None
-    assert group.completion_ids is not None
-    return group.prompt_ids, group.completion_ids[k][:-1]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -21,6 +21,9 @@ from exoalign.groups import Completion, Group, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Seams = dict[tuple[int, int], tuple[Piece, Piece]]
+"""(group, completion) -> the text before a reply with which its first tokens may merge, and the reply's first turn."""
+
 CHUNK_GROUPS = 1024
 """Groups whose texts go through the tokenizer in one call: enough for all cores, little enough to hold."""
 
@@ -127,6 +130,7 @@ class _Tokenizing:
         self.name, self.size = vocabulary(tokenizer), len(tokenizer)
         self.bos = _bos(tokenizer)
         self._turns: Turns | None = None
+        self._tails: dict[str, str] = {}
 
     @property
     def turns(self) -> Turns:
@@ -137,43 +141,60 @@ class _Tokenizing:
     def chunk(self, groups: list[Group]) -> list[Group]:
         """The groups with their ids."""
         laid_out = [self._pieces(group) for group in groups]
-        windows = {
-            (i, k): Piece(boundary_window(group.prompt, text), False, False)
-            for i, group in enumerate(groups)
-            if self.report is not None and isinstance(group.prompt, str) and _has_no_ids(group)
-            for k, text in enumerate(group.completions)
-            if isinstance(text, str)
-        }
+        seams: Seams = {} if self.report is None else self._seams(groups, laid_out)
+        windows = {place: Piece(boundary_window(a.text, b.text), False, False) for place, (a, b) in seams.items()}
         every = (piece for prompt, completions in laid_out for part in (prompt, *completions) for piece in part)
-        ids = _Ids(self.tokenizer, (*every, *windows.values()))
+        ids = _Ids(self.tokenizer, (*every, *(before for before, _ in seams.values()), *windows.values()))
         done = [
             self._with_ids(group, prompt, completions, ids)
             for group, (prompt, completions) in zip(groups, laid_out, strict=True)
         ]
         if self.report is not None:
-            self._check(self.report, groups, done, {key: ids.of(window) for key, window in windows.items()})
+            self._check_seams(self.report, groups, seams, windows, ids)
+            for group, made in zip(groups, done, strict=True):
+                self.report.count(made, checked=_has_no_ids(group))
+                if not isinstance(group.prompt, str) and _has_no_ids(group):
+                    self.report.check_turns(made, self.turns)
         return done
 
-    def _check(
+    def _seams(self, groups: list[Group], laid_out: list[tuple[list[Piece], list[list[Piece]]]]) -> Seams:
+        """Where replies meet prompts: after a template its text behind the last special token, which nothing merges with."""
+        seams: Seams = {}
+        for i, (group, (prompt, completions)) in enumerate(zip(groups, laid_out, strict=True)):
+            if _has_no_ids(group):
+                last = prompt[-1]
+                before = Piece(self._tail(last.text), False, False) if last.template else last
+                seams |= {(i, k): (before, reply[0]) for k, reply in enumerate(completions) if before.text}
+        return seams
+
+    def _tail(self, text: str) -> str:
+        if text not in self._tails:
+            tail = text
+            for token in self.tokenizer.added_tokens_decoder.values():
+                _, found, rest = tail.rpartition(token.content)
+                if found:
+                    tail = rest.lstrip() if token.rstrip else rest
+            self._tails[text] = tail
+        return self._tails[text]
+
+    def _check_seams(
         self,
         report: TokenReport,
-        before: list[Group],
-        done: list[Group],
-        windows: dict[tuple[int, int], tuple[int, ...]],
+        groups: list[Group],
+        seams: Seams,
+        windows: dict[tuple[int, int], Piece],
+        ids: _Ids,
     ) -> None:
-        """Count the groups and check their boundaries: texts in their windows, and whole where a window is in doubt."""
-        doubtful = {}
-        for (i, k), window in windows.items():
-            report.checked += 1
-            if not boundary_holds(done[i], k, window):
-                doubtful[i, k] = Piece(f"{before[i].prompt}{before[i].completions[k]}", False, False)
+        """Compare the boundaries: in their windows, and whole where a window is in doubt."""
+        doubtful = {
+            place: Piece(before.text + reply.text, False, False)
+            for place, (before, reply) in seams.items()
+            if not boundary_holds(ids.of(before), ids.of(reply), ids.of(windows[place]))
+        }
         wholes = _Ids(self.tokenizer, doubtful.values())
         for (i, k), whole in doubtful.items():
-            report.check_text(done[i], k, (*self.bos, *wholes.of(whole)), self.tokenizer)
-        for group, made in zip(before, done, strict=True):
-            report.count(made)
-            if not isinstance(group.prompt, str) and _has_no_ids(group):
-                report.check_turns(made, self.turns)
+            before, reply = seams[i, k]
+            report.check_text(groups[i].where, ids.of(before), ids.of(reply), wholes.of(whole), self.tokenizer)
 
     def _pieces(self, group: Group) -> tuple[list[Piece], list[list[Piece]]]:
         """The prompt and the completions as far as they need ids."""

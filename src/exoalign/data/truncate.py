@@ -85,8 +85,8 @@ class _LeftOutError(Exception):
 def fit(
     groups: Iterable[Group],
     *,
-    max_prompt: int | None,
-    max_completion: int | None,
+    max_prompt_tokens: int | None,
+    max_completion_tokens: int | None,
     policy: Policy | Sequence[Policy],
     context: int | None,
     counts: Truncated,
@@ -100,8 +100,8 @@ def fit(
 
     Args:
         groups: groups with token ids.
-        max_prompt: tokens of a prompt at most; None for no limit.
-        max_completion: tokens of a completion at most, its end-of-turn token included; None for no limit.
+        max_prompt_tokens: tokens of a prompt at most; None for no limit.
+        max_completion_tokens: tokens of a completion at most, its end-of-turn token included; None for no limit.
         policy: one policy, or both that truncate.
         context: tokens of a prompt and its longest completion together at most; None for no limit.
         counts: gets what was cut and left out.
@@ -121,10 +121,14 @@ def fit(
         raise ConfigError(
             f"the truncation policies are {', '.join(policies) or 'none'}; expected one, or {known[2]} and {known[3]}"
         )
-    for key, value in (("max_prompt", max_prompt), ("max_completion", max_completion), ("context", context)):
+    for key, value in (
+        ("max_prompt_tokens", max_prompt_tokens),
+        ("max_completion_tokens", max_completion_tokens),
+        ("context", context),
+    ):
         if value is not None and value < 1:
             raise ConfigError(f"{key} is {value}; expected at least 1 token, or none for no limit")
-    return _fit(groups, _Budget(max_prompt, max_completion, context, policies, bos), counts)
+    return _fit(groups, _Budget(max_prompt_tokens, max_completion_tokens, context, policies, bos), counts)
 
 
 def _fit(groups: Iterable[Group], budget: _Budget, counts: Truncated) -> Iterator[Group]:
@@ -151,9 +155,9 @@ def _cut(group: Group, budget: _Budget) -> tuple[Group, list[str]]:
     most_completion = _least(budget.completion, longest)
     cuts_left, cuts_right = "truncate_prompt_left" in budget.policies, "truncate_completion_right" in budget.policies
     if most_prompt < len(prompt) and not cuts_left:
-        raise _too_long(group, budget, f"prompt of {len(prompt)} tokens", "max_prompt", budget.prompt)
+        raise _too_long(group, budget, f"prompt of {len(prompt)} tokens", "max_prompt_tokens", budget.prompt)
     if most_completion < longest and not cuts_right:
-        raise _too_long(group, budget, f"completion of {longest} tokens", "max_completion", budget.completion)
+        raise _too_long(group, budget, f"completion of {longest} tokens", "max_completion_tokens", budget.completion)
     if budget.context is not None and most_prompt + most_completion > budget.context:
         found = f"prompt of {most_prompt} and completion of {most_completion} tokens"
         if not cuts_left and not cuts_right:
@@ -211,13 +215,15 @@ def _least(limit: int | None, length: int) -> int:
 def _too_long(group: Group, budget: _Budget, found: str, key: str, most: int | None) -> Exception:
     if "drop" in budget.policies:
         return _LeftOutError(f"longer than {key} allows ({most} tokens)")
-    remedies = {
-        "max_prompt": "truncate_prompt_left",
-        "max_completion": "truncate_completion_right",
+    cuts = {
+        "max_prompt_tokens": "truncate_prompt_left",
+        "max_completion_tokens": "truncate_completion_right",
         "the context": "truncate_prompt_left or truncate_completion_right",
     }
-    change = "give a model with a longer one" if key == "the context" else f"raise {key}"
+    change, keys = f"raise {key}", f"data.{key}, data.truncation"
+    if key == "the context":
+        change, keys = "give a model with a longer one", "data.truncation"
     return DataError(
         f"{group.where}: {found}, but {key} allows {most}; {change}, shorten or remove the row, or choose the policy"
-        f" drop or {remedies[key]}"
+        f" drop or {cuts[key]} (in a recipe: {keys})"
     )

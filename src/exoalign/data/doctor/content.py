@@ -43,7 +43,9 @@ class Content:
     """Fed with every text, then asked for findings."""
 
     def __init__(self, special: Sequence[str] | None = None) -> None:
-        self._special = tuple(token for token in (COMMON if special is None else special) if token)
+        self._special: dict[str, list[str]] = {}  # by their first two characters: a model may have hundreds
+        for token in COMMON if special is None else special:
+            self._special.setdefault(token[:2], []).append(token)
         self._own = special is not None
         self._controls: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
@@ -55,7 +57,9 @@ class Content:
         tokens: set[str] = set()
         for text in texts:
             controls.update(_CONTROL.findall(text))
-            tokens.update(token for token in self._special if token in text)
+            for start, likely in self._special.items():
+                if start in text:
+                    tokens.update(token for token in likely if token in text)
         if controls:
             self._controls.update(controls)
             self.control.add(where)

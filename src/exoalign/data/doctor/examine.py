@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from exoalign.data.doctor.duplicates import Duplicates
 from exoalign.data.doctor.findings import FIRST, Examination, Finding, Tally, counted, graded
-from exoalign.data.doctor.lengths import histogram, truncation_findings
+from exoalign.data.doctor.lengths import Limits, histogram, truncation_findings
 from exoalign.data.doctor.parts import Parts
 from exoalign.data.doctor.records import Record, parts_of, tokenized
 from exoalign.data.doctor.targets import beta_r_table, epsilon_table, ess_of, reward_findings
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ASIDE = (("empty", "empty_completions"), ("same text", "identical_completions"))  # in a reader's reason -> kind
+# The place comes first, and a file may be called anything
+_NOT_FINITE = re.compile(r"(?::\d+|, row \d+)[^:]*: .*\bexpected (?:a )?finite (?:number|value)", re.DOTALL)
 
 
 def examine(
@@ -33,6 +36,8 @@ def examine(
     max_completion_tokens: int | None = None,
     beta_pi: float = 0.5,
     beta_r: float | None = None,
+    context: int | None = None,
+    special: Sequence[str] | None = None,
     near: bool = True,
 ) -> Examination:
     """Examine a data set, reading it once; no texts are kept.
@@ -46,13 +51,15 @@ def examine(
         test: the records of the test data, to look for the same prompts.
         max_prompt_tokens, max_completion_tokens: budgets whose cost is counted; they need tokens.
         beta_pi, beta_r: with `beta_r`, the target of these is judged too.
+        context: the model's context length in tokens, to look for rows that are longer; it needs tokens.
+        special: special tokens to look for where no tokenizer is given; those of common chat templates when None.
         near: look for near-duplicates: most of the time that it takes without a tokenizer.
 
     Raises:
         DataError: budgets without tokens, or whatever `test` raises as it is read.
-        ModelError: if the tokenizer cannot render these prompts.
+        ModelError: if the tokenizer can make tokens of no row: it has no usable chat template, or no end-of-sequence token.
     """
-    parts = Parts(tokenizer, near)
+    parts = Parts(tokenizer, near, special, Limits(max_prompt_tokens, max_completion_tokens, context))
     for record in tokenized(records, tokenizer, parts.refused):
         parts.add(record)
     other = None
@@ -67,7 +74,7 @@ def examine(
         if parts.tokens is None:
             raise DataError("budgets count tokens, and there is no tokenizer to count them; give a model")
         truncation = parts.tokens.truncation(max_prompt_tokens, max_completion_tokens)
-        findings += truncation_findings(truncation, parts.groups)
+        findings += truncation_findings(truncation, parts.groups, parts.over_budget.where)
     rewards, table = parts.rewards.by_k(), beta_r_table(parts.rewards.by_k())
     if beta_r is not None:
         findings += reward_findings(rewards, beta_pi=beta_pi, beta_r=beta_r)
@@ -108,23 +115,29 @@ def examine(
 
 
 def examine_fast(
-    groups: Iterable[Group], aside: SetAside | None = None, *, beta_pi: float = 0.5, beta_r: float | None = None
+    groups: Iterable[Group],
+    aside: SetAside | None = None,
+    *,
+    special: Sequence[str] | None = None,
+    beta_pi: float = 0.5,
+    beta_r: float | None = None,
 ) -> Examination:
     """The part that runs before training: all but near-duplicates, lengths in the tokens that the groups have already.
 
     Args:
         groups: as they will be trained on.
         aside: what the reader set aside.
+        special: the model's special tokens, to look for in the texts; those of common chat templates when None.
         beta_pi, beta_r: as in the objective; `beta_r` for an objective from rewards only.
     """
-    return examine(groups, aside or SetAside(), beta_pi=beta_pi, beta_r=beta_r, near=False)
+    return examine(groups, aside or SetAside(), beta_pi=beta_pi, beta_r=beta_r, special=special, near=False)
 
 
 def _reader_findings(aside: SetAside, parts: Parts) -> list[Finding]:
     """Malformed rows and rows set aside, as the reader told them; and a data set without any group."""
     infinite, malformed = Tally(), Tally()
     for message in aside.errors:
-        (infinite if "finite" in message else malformed).add(message)
+        (infinite if _NOT_FINITE.search(message) else malformed).add(message)
     found = malformed.finding(
         "malformed",
         counted(malformed.count, "malformed row"),

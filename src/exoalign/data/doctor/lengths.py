@@ -6,16 +6,27 @@ Shapes: G groups, C completions of all groups, in order.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from exoalign.data.doctor.findings import Finding, counted
+from exoalign.data.doctor.findings import Finding, Grade, counted
 
 BINS = 30
 MANY = 0.05
 """Cutting more than this share of the groups is a warning, less a note."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most tokens that a prompt, a completion, and a prompt with its longest completion may have; None for no limit."""
+
+    prompt: int | None = None
+    completion: int | None = None
+    context: int | None = None
 
 
 class Lengths:
@@ -77,8 +88,8 @@ class Lengths:
         }
 
 
-def truncation_findings(cut: dict[str, Any], groups: int) -> list[Finding]:
-    """Whether the budgets are too small for the data."""
+def truncation_findings(cut: dict[str, Any], groups: int, where: Sequence[str]) -> list[Finding]:
+    """Whether the budgets are too small for the data; `where` the first groups over them stand."""
     touched = cut["policies"]["drop"]["groups"]
     if not touched:
         return []
@@ -89,7 +100,8 @@ def truncation_findings(cut: dict[str, Any], groups: int) -> list[Finding]:
         f" {completions} by {right['tokens']}"
     )
     remedy = "raise the budgets, drop these rows or truncate; the policy `error` stops at the first of them"
-    return [Finding("over_budget", text, remedy, "warning" if touched > MANY * groups else "note", touched)]
+    grade: Grade = "warning" if touched > MANY * groups else "note"
+    return [Finding("over_budget", text, remedy, grade, touched, tuple(where))]
 
 
 def summary(values: NDArray[Any]) -> dict[str, float] | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from exoalign.data.doctor.content import Content
 from exoalign.data.doctor.duplicates import Duplicates
 from exoalign.data.doctor.findings import Finding, Tally, counted
-from exoalign.data.doctor.lengths import Lengths
+from exoalign.data.doctor.lengths import Lengths, Limits
 from exoalign.data.doctor.records import Record, contents_of, kind_of_record, parts_of, preferred_of, special_tokens
 from exoalign.data.doctor.rewards import Rewards
 from exoalign.data.formats import PromptRow
+from exoalign.data.template import RolesError
 from exoalign.data.tokenize import content_ids, prompt_ids
+from exoalign.errors import DataError
 from exoalign.groups import Group, completion_text, prompt_text
 
 if TYPE_CHECKING:
@@ -22,13 +25,20 @@ if TYPE_CHECKING:
 class Parts:
     """All that is counted while the records go by."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, near: bool) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        near: bool,
+        special: Sequence[str] | None,
+        limits: Limits,
+    ) -> None:
+        self.tokenizer, self.limits = tokenizer, limits
         self.groups, self.kinds, self.k = 0, set[str](), Counter[int]()
         self.words, self.characters, self.tokens = Lengths(), Lengths(), None if tokenizer is None else Lengths()
-        self.content = Content(None if tokenizer is None else special_tokens(tokenizer))
+        self.content = Content(special if tokenizer is None else special_tokens(tokenizer))
         self.duplicates, self.rewards = Duplicates(near=near), Rewards()
         self.single, self.empty, self.same, self.repeated, self.refused = (Tally() for _ in range(5))
+        self.over_context, self.over_budget = Tally(), Tally()
 
     def add(self, record: Record) -> None:
         """Count one record."""
@@ -44,6 +54,7 @@ class Parts:
             self.words.add(None if asked is None else len(asked.split()), [len(text.split()) for text in texts])
         elif self.tokens is not None:
             self.tokens.add(*tokens)
+            self._hold_against_limits(where, *tokens)
         if asked is None:
             self.duplicates.noun = "text"
             self.duplicates.add(where, texts[0])
@@ -75,15 +86,39 @@ class Parts:
         if self.tokenizer is None:
             return None
         if isinstance(record, PromptRow):
-            return len(prompt_ids(self.tokenizer, record.prompt)), []
+            try:
+                return len(prompt_ids(self.tokenizer, record.prompt)), []
+            except (DataError, RolesError) as error:
+                self.refused.add(f"{record.source}: {error}")
+                return None
         return None, [sum(len(content_ids(self.tokenizer, text)) for text in contents_of(record.text))]
+
+    def _hold_against_limits(self, where: str, prompt: int | None, completions: list[int]) -> None:
+        asked, longest, limits = (
+            prompt or 0,
+            max(completions, default=1),
+            self.limits,
+        )  # a prompt alone wants one token more
+        if limits.context is not None and asked + longest > limits.context:
+            self.over_context.add(where)
+        over_prompt = limits.prompt is not None and asked > limits.prompt
+        if over_prompt or (limits.completion is not None and longest > limits.completion):
+            self.over_budget.add(where)
 
     def findings(self, test: Duplicates | None) -> list[Finding]:
         """What is wrong with single groups, with repetitions (also of the prompts of `test`) and with the texts."""
         found = self.refused.finding(
             "cannot_be_tokenized",
-            f"{counted(self.refused.count, 'group')} that cannot be tokenised for this model",
+            f"{counted(self.refused.count, 'row')} that cannot be tokenised for this model",
             "mend or remove them: training would stop at the first",
+            "error",
+        )
+        found += self.over_context.finding(
+            "over_context",
+            f"{counted(self.over_context.count, 'row')} longer than the model's context of {self.limits.context} tokens,"
+            " prompt and longest completion together",
+            "set budgets (data.max_prompt_tokens, data.max_completion_tokens) and data.truncation, or take a model with a"
+            " longer context: training stops at the first",
             "error",
         )
         found += self.single.finding(

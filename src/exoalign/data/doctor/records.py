@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from exoalign.data.doctor.findings import Tally
 from exoalign.data.formats import PromptRow, TextRow
+from exoalign.data.template import RolesError
 from exoalign.data.tokenize import tokenize
+from exoalign.data.turns import roles
 from exoalign.errors import DataError
 from exoalign.groups import Completion, Group, Prompt
 
@@ -34,30 +36,59 @@ def parts_of(record: Record) -> tuple[Prompt | None, tuple[Completion, ...], str
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The texts of the tokens that a tokenizer treats as control."""
     added = (str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return sorted({*added, *map(str, tokenizer.all_special_tokens)})
+    return sorted({*added, *map(str, tokenizer.all_special_tokens)} - {""})
 
 
 def tokenized(records: Iterable[Record], tokenizer: PreTrainedTokenizerBase | None, refused: Tally) -> Iterator[Record]:
-    """The records with token ids in the groups; a group that cannot have them is counted, and goes on without."""
+    """The records with token ids in the groups; a group that cannot have them is counted, and goes on without.
+
+    Raises:
+        ModelError: where no group could have them: the tokenizer has no end-of-sequence token or no usable chat template.
+    """
     if tokenizer is None:
         yield from records
         return
-    stream = iter(records)
+    stream, tokenizing = iter(records), _Tokenizing(tokenizer)
     while chunk := list(islice(stream, CHUNK)):
-        groups = iter(_with_ids([record for record in chunk if isinstance(record, Group)], tokenizer, refused))
+        done = iter(tokenizing.with_ids([record for record in chunk if isinstance(record, Group)]))
         for record in chunk:
-            yield next(groups) if isinstance(record, Group) else record
+            if not isinstance(record, Group):
+                yield record
+                continue
+            made = next(done)
+            if isinstance(made, str):
+                refused.add(f"{record.where}: {made}")
+                made = replace(record, prompt_ids=None, completion_ids=None, completion_masks=None)
+            yield made
 
 
-def _with_ids(groups: list[Group], tokenizer: PreTrainedTokenizerBase, refused: Tally) -> list[Group]:
-    try:
-        return tokenize(groups, tokenizer) if groups else []
-    except DataError as error:
-        if len(groups) == 1:
-            refused.add(str(error))
-            return [replace(groups[0], prompt_ids=None, completion_ids=None, completion_masks=None)]
-    half = len(groups) // 2  # by halves: each call of `tokenize` costs time of its own
-    return _with_ids(groups[:half], tokenizer, refused) + _with_ids(groups[half:], tokenizer, refused)
+class _Tokenizing:
+    """Gives groups their ids as far as they can have them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._faults: dict[tuple[tuple[str, ...], ...], str] = {}  # what a template refuses in one row it does in all
+
+    def with_ids(self, groups: list[Group]) -> list[Group | str]:
+        """Each group with its ids, or why it has none."""
+        known = [self._faults.get(_roles(group)) for group in groups]
+        if any(known):
+            rest = iter(self.with_ids([group for group, fault in zip(groups, known, strict=True) if fault is None]))
+            return [next(rest) if fault is None else fault for fault in known]
+        try:
+            return [*tokenize(groups, self._tokenizer)] if groups else []
+        except (DataError, RolesError) as error:
+            if len(groups) == 1:
+                fault = str(error).removeprefix(f"{groups[0].where}: ")
+                if isinstance(error, RolesError):
+                    self._faults[_roles(groups[0])] = fault
+                return [fault]
+        half = len(groups) // 2  # by halves: each call of `tokenize` costs time of its own
+        return self.with_ids(groups[:half]) + self.with_ids(groups[half:])
+
+
+def _roles(group: Group) -> tuple[tuple[str, ...], ...]:
+    return tuple(roles(part) for part in (group.prompt, *group.completions) if not isinstance(part, str))
 
 
 def contents_of(part: Prompt | Completion | None) -> list[str]:
