@@ -367,7 +367,11 @@ def refuse(monkeypatch, method: str, name: str) -> None:
 def test_a_file_that_may_not_be_read_ends_with_one_line(place, exoalign, tiny_folder, monkeypatch):
     refuse(monkeypatch, "open", "pairs.jsonl")
     done = exoalign("align", "--model", str(tiny_folder), "--data", "pairs.jsonl", "--out", "out")
-    assert done == (2, "", "error: pairs.jsonl: Permission denied; mend that and run it again\n")
+    assert done == (
+        2,
+        "",
+        "error: pairs.jsonl: cannot be read: Permission denied; look at its permissions and its disk\n",
+    )
 
 
 def test_a_page_that_cannot_be_written_ends_with_one_line(place, exoalign, monkeypatch):
