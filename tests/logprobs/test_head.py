@@ -221,9 +221,10 @@ class TestMemory:
         assert sorted(ours) == [
             self.m,
             self.m,
+            self.m,
             self.m * self.e,
             self.v * self.e,
-        ]  # targets, normalisers, hidden, weight
+        ]  # targets, their logits, normalisers, hidden, weight
 
     def test_no_more_than_a_tile_of_logits_ever_exists(self):
         hidden, weight = self.inputs()
@@ -280,7 +281,7 @@ class TestHeadOf:
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_certain_token_is_not_more_than_certain(frozen):
-    """In bfloat16 20 + 1/16 rounds to 20: the target's logit and the normaliser come of the same rounded product."""
+    """In bfloat16 20 + 1/16 rounds to 20: the normaliser takes the target's logit as unrounded as it stands above it."""
     hidden = torch.ones(1, 2, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.tensor([[20.0, 0.0625], [0.0, 0.0]], dtype=torch.bfloat16, requires_grad=not frozen)
     found = token_logprobs(hidden, Head(weight), torch.tensor([0]), tile=(1, 1))

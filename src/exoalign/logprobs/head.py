@@ -42,6 +42,12 @@ class Head:
         """[m, E] in the weight's type -> finished logits / T [m, v] in float32 at least, and tanh of the capped ones."""
         return self.finish(torch.nn.functional.linear(hidden, self.weight, self.bias), temperature)
 
+    def target_logits(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """The finished logits of one target each, unrounded: [m, E], [m] -> [m], and tanh of the capped ones."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        z = (hidden.to(wide) * self.weight[targets].to(hidden.dtype).to(wide)).sum(-1)
+        return self.finish(z if self.bias is None else z + self.bias[targets].to(hidden.dtype).to(wide), temperature)
+
     def finish(self, z: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
         """The model's own finish of its logits, then the temperature; in place where it can be."""
         z = z if z.dtype == torch.float64 else z.float()
@@ -109,17 +115,20 @@ def token_comparison(
     """log p(target) - log p_other(target), and KL(p ‖ p_other) over the vocabulary, at each position: [M], [M], nats."""
     hidden, other_hidden = _computed_in(hidden), _computed_in(other_hidden)
     mean, other = _Mean(hidden, 1), _Mean(other_hidden, 0)
-    ratio = torch.zeros_like(mean.lse)
     with torch.autocast(hidden.device.type, enabled=False):
+        target = head.target_logits(hidden, targets, temperature)[0]
+        other_target = other_head.target_logits(other_hidden, targets, temperature)[0]
         for rows, v in _tiles(len(hidden), len(head.weight), tile):
             z, _ = head.columns(v, hidden.dtype).logits(hidden[rows], temperature)
             other_z, _ = other_head.columns(v, other_hidden.dtype).logits(other_hidden[rows], temperature)
+            place = _inside(targets[rows], v)
+            _put(z, target[rows], place)
+            _put(other_z, other_target[rows], place)
             difference = z - other_z
-            _keep(ratio, rows, difference, _inside(targets[rows], v))
             other.add(rows, other_z)
             mean.add(rows, z, partial(_dot, difference))
     between = mean.lse - other.lse
-    return ratio - between, mean.value[:, 0] - between
+    return target - other_target - between, mean.value[:, 0] - between
 
 
 class _Mean:
@@ -167,24 +176,21 @@ class _TiledLogProb(torch.autograd.Function):
         frozen = not any(ctx.needs_input_grad[1:3])
         ready = frozen and ctx.needs_input_grad[0]
         mean = _Mean(hidden, hidden.shape[1] if ready else 0)
-        # of the same rounded product as the normaliser: from another one a certain token would come out above probability 1
-        logit, slant = torch.zeros_like(mean.lse), torch.ones_like(mean.lse)
+        target, bent_target = head.target_logits(hidden, targets, temperature)
         for rows, v in _tiles(len(hidden), len(weight), tile):
             part = head.columns(v, hidden.dtype)
             z, bent = part.logits(hidden[rows], temperature)
-            place = _inside(targets[rows], v)
-            _keep(logit, rows, z, place)
-            if bent is not None:
-                _keep(slant, rows, 1 - bent * bent, place)
+            _put(z, target[rows], _inside(targets[rows], v))
             mean.add(rows, z, partial(_other_weights, part.weight, bent, targets[rows], v) if ready else None)
         if ready:
-            share = -torch.expm1(logit - mean.lse) * slant  # 1 - p(target), by the slope of its soft-cap
+            share = -torch.expm1(target - mean.lse)  # 1 - p(target)
+            share = share if bent_target is None else share * (1 - bent_target * bent_target)
             slope = weight[targets].to(share.dtype).mul_(share[:, None]).sub_(mean.value)
             ctx.save_for_backward(slope.mul_(head.multiplier / temperature).to(hidden.dtype))
         else:
-            ctx.save_for_backward(hidden, weight, bias, targets, mean.lse)
+            ctx.save_for_backward(hidden, weight, bias, targets, target, mean.lse)
         ctx.ready = ready
-        return logit - mean.lse
+        return target - mean.lse
 
     @staticmethod
     @once_differentiable
@@ -192,7 +198,7 @@ class _TiledLogProb(torch.autograd.Function):
         if ctx.ready:
             (slope,) = ctx.saved_tensors
             return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None, None
-        hidden, weight, bias, targets, lse = ctx.saved_tensors
+        hidden, weight, bias, targets, target, lse = ctx.saved_tensors
         multiplier, softcap, temperature, tile = ctx.settings
         head = Head(weight, bias, multiplier, softcap)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -206,8 +212,9 @@ class _TiledLogProb(torch.autograd.Function):
             sums: Tensor | None = None  # of the tiles of these columns, in float32 at least where there are several
             for rows in tiles:
                 z, bent = part.logits(hidden[rows], temperature)
-                p = z.sub_(lse[rows, None]).exp_()
                 at, hit = _inside(targets[rows], v)
+                _put(z, target[rows], (at, hit))
+                p = z.sub_(lse[rows, None]).exp_()
                 p[at] -= hit.to(p.dtype)
                 p = (p if bent is None else p.mul_(1 - bent * bent)).to(hidden.dtype)
                 if d_hidden is not None:
@@ -245,10 +252,10 @@ def _inside(targets: Tensor, v: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
     return (torch.arange(len(targets), device=targets.device), column.clamp(0, v.stop - v.start - 1)), hit
 
 
-def _keep(values: Tensor, rows: slice, tile: Tensor, place: tuple[tuple[Tensor, Tensor], Tensor]) -> None:
-    """Write a tile's numbers at the targets that are in it (see `_inside`) into `values` [M]."""
+def _put(z: Tensor, target: Tensor, place: tuple[tuple[Tensor, Tensor], Tensor]) -> None:
+    """Write the targets' unrounded logits [m] into a tile [m, v], so that no token comes out above probability 1."""
     at, hit = place
-    values[rows] = torch.where(hit, tile[at], values[rows])
+    z[at] = torch.where(hit, target, z[at])
 
 
 def _tiles(positions: int, vocabulary: int, tile: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
