@@ -186,11 +186,11 @@ def versus_plot(found: dict[str, Any]) -> None:
             label = {"ours": "Exoalign", "trl": "TRL"}[side] if y == 0 else None
             memory.barh(y + shift, peak, color=colour, height=0.36, label=label)
             memory.text(peak + 0.15, y + shift, f"{peak:.1f}", va="center", **MARK)
-    for axis, title in ((speed, "times as fast as TRL"), (memory, "peak memory of the process, GB")):
+    for axis, title in ((speed, "times as fast as TRL"), (memory, "peak memory, GB")):
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
         axis.set_title(title, loc="left", fontsize=10)
-        axis.legend(frameon=False, loc="lower right")
+        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize=9)
         axis.margins(x=0.12)
     save(figure, "versus_trl")
 
