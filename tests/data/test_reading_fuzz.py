@@ -88,8 +88,8 @@ def check(path, number=None):
         broken = error
     if broken is None:
         used = [where for group in groups for where in group.provenance.get("rows", [group.where])]
-        assert aside.read == len(used) + aside.rows + len(aside.errors)
-        reported = used + [where for places in aside.reasons.values() for where in places]
+        assert aside.read == len(used) + aside.rows + aside.malformed
+        reported = used + [where for tally in aside.reasons.values() for where in tally.first]
         assert len(set(reported)) == len(reported) or path.suffix == ".json"  # on one line there may stand two rows
         if number is not None:
             assert aside.read == number
@@ -97,7 +97,7 @@ def check(path, number=None):
         strict = list(stream_groups(path, SetAside()))
     except DataError as error:
         first = str(error)
-    expected = aside.errors[0] if aside.errors else broken and str(broken)
+    expected = next(iter(aside.errors.values())).first[0] if aside.errors else broken and str(broken)
     assert first == expected
     if first is None:
         assert strict == groups

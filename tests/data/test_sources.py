@@ -14,7 +14,7 @@ import pytest
 
 from exoalign.data.adapters import ADAPTERS
 from exoalign.data.adapters.schema import Adapter
-from exoalign.data.formats import read_groups, read_prompts, read_texts, stream_groups
+from exoalign.data.formats import open_records, read_groups, read_prompts, read_texts, stream_groups
 from exoalign.data.set_aside import SetAside
 from exoalign.data.sources import Source, attempts, rows
 from exoalign.data.table import write_table
@@ -308,6 +308,15 @@ def test_the_hub_is_asked_for_a_stream(hub):
     assert list(rows(source)) == [(f"owner/name@abc123[train], row {i}", row) for i, row in enumerate(ROWS, 1)]
     options = {"name": "harmless-base", "split": "train", "revision": "abc123", "streaming": True}
     assert asked == [(("owner/name",), options)]  # and so never for `trust_remote_code`
+
+
+def test_the_hub_is_asked_once_for_the_kind_and_the_records(hub):
+    asked = hub(stream([{"other": 1}, *ROWS]))
+    aside = SetAside()
+    kind, records = open_records("owner/name", aside)
+    assert kind == "pairs"
+    assert [group.where for group in records] == [f"owner/name[train], row {i}" for i in (2, 3, 4)]
+    assert (aside.read, aside.malformed, len(asked)) == (4, 1, 1)
 
 
 def test_a_data_set_of_the_hub_with_splits(hub):

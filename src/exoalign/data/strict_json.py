@@ -14,20 +14,21 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from exoalign.errors import DataError
 
 ARRAY_KEYS = ("data", "instances")
-_SPACE = re.compile(r"[ \t\r\n]*")
+_NO_SPACE = re.compile(r"[^ \t\r\n]")
 _MEND = "mend the line or write the file again"
 _TOO_DEEP = "nested too deeply; flatten it or leave the row out"
 _ROW = '{"prompt": "...", ...}'
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[BufferedIOBase]:
     """The file's bytes, unpacked where its name ends with `.gz`.
 
     Raises:
@@ -35,7 +36,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            yield file  # type: ignore[misc]  # gzip's class is no IO[bytes] for the type checker
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}; get the file again") from error
 
@@ -104,7 +105,8 @@ class _Document:
 
     def peek(self) -> str:
         """The next character that is no space, or nothing at the end."""
-        self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches anything
+        found = _NO_SPACE.search(self.text, self.at)
+        self.at = found.start() if found else len(self.text)
         return self.text[self.at : self.at + 1]
 
     def take(self, character: str) -> None:

@@ -54,7 +54,8 @@ def write_rows(rows: Iterable[Row], path: Path) -> int:
 
     def counted() -> Iterator[Row]:
         nonlocal count
-        for count, row in enumerate(rows, 1):  # noqa: B007 - it is the number of rows at the end
+        for row in rows:
+            count += 1
             yield row
 
     try:

@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from exoalign.data.doctor.findings import Finding, Tally, counted
+from exoalign.data.doctor.findings import Finding, counted, finding
+from exoalign.data.set_aside import Tally
 
 COMMON = (
     "<|im_start|>",
@@ -72,13 +73,15 @@ class Content:
         characters = ", ".join(f"{name_of(c)} in {n}" for c, n in _most(self._controls))
         tokens = ", ".join(f"{token} in {n}" for token, n in _most(self._tokens))
         kind = "the tokenizer's special tokens" if self._own else "special tokens of common chat templates"
-        found = self.control.finding(
+        found = finding(
             "control_characters",
+            self.control,
             f"{counted(self.control.count, 'row')} with control characters or direction marks: {characters}",
             "remove them unless the task needs them (right-to-left text has direction marks): a policy learns to write them",
         )
-        return found + self.token.finding(
+        return found + finding(
             "special_tokens",
+            self.token,
             f"{counted(self.token.count, 'row')} with {kind} as text: {tokens}",
             "here they stay plain text; take them out where another template left them, or before another program reads them",
         )
