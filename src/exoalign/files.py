@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
+
+HUB_ID = re.compile(r"\w[\w.-]*/(?!.*\.(jsonl?|gz|csv|parquet|arrow)$)\w[\w.-]*")
+"""`owner/name` on the Hugging Face hub, without the ending of a data file."""
 
 
 def cache_folder() -> Path:

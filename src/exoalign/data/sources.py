@@ -28,11 +28,11 @@ from exoalign.data.hosted import read_hub, read_saved
 from exoalign.data.strict_json import check_values, read_document, read_lines
 from exoalign.data.tabular import read_csv, read_parquet
 from exoalign.errors import DataError
+from exoalign.files import HUB_ID
 
 Row = dict[str, Any]
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NOT_READ = (
     ".tsv", ".arrow", ".feather", ".orc", ".avro", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".xls", ".xlsx",
 )  # fmt: skip
@@ -139,7 +139,7 @@ def _raw(source: Source) -> Iterator[tuple[str, Row | DataError]]:
         else:
             for file in _data_files(path, source.split):
                 yield from _file(file)
-    elif _HUB_ID.fullmatch(source.path) and not source.path.endswith(_SUFFIXES):
+    elif HUB_ID.fullmatch(source.path):
         from exoalign.data.adapters import ADAPTERS
 
         yield from read_hub(

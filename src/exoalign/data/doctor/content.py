@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from exoalign.data.doctor.findings import Finding, counted, finding
 from exoalign.data.set_aside import Tally
+from exoalign.progress import CONTROL
 
 COMMON = (
     "<|im_start|>",
@@ -35,8 +36,7 @@ COMMON = (
 )
 """Special tokens of widespread chat templates, looked for where no tokenizer is given."""
 
-# C0 but tab, newline and carriage return; DEL and C1; direction marks, overrides and isolates.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(f"[{''.join(sorted(CONTROL))}]")
 NAMES = {"\x00": "NUL", "\x08": "backspace", "\x1b": "ESC", "\x7f": "DEL"}
 
 
