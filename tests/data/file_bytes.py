@@ -1,4 +1,4 @@
-"""Rows as the bytes of a file of each kind."""
+"""Rows as the bytes of a file of each kind, and read back."""
 
 import csv
 import io
@@ -6,6 +6,9 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from exoalign.data.sources import attempts
+from exoalign.errors import DataError
 
 
 def jsonl(*rows):
@@ -26,3 +29,11 @@ def comma_separated(rows):
     writer.writeheader()
     writer.writerows([{k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows])
     return file.getvalue().encode("utf-8", "surrogatepass")
+
+
+def rows(source):
+    """The rows of a source; a malformed one is raised."""
+    for where, row in attempts(source):
+        if isinstance(row, DataError):
+            raise row
+        yield where, row

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from file_bytes import rows
 
 from exoalign.data.adapters import ADAPTERS, adapt
 from exoalign.data.formats import read_groups, read_prompts, read_texts
 from exoalign.data.set_aside import Tally
-from exoalign.data.sources import Source, rows
+from exoalign.data.sources import Source
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
 

@@ -9,13 +9,13 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from file_bytes import comma_separated, jsonl, parquet
+from file_bytes import comma_separated, jsonl, parquet, rows
 
 from exoalign.data.adapters import ADAPTERS
 from exoalign.data.adapters.schema import Adapter
 from exoalign.data.formats import open_records, read_groups, read_prompts, read_texts, stream_groups
 from exoalign.data.set_aside import SetAside
-from exoalign.data.sources import Source, attempts, rows
+from exoalign.data.sources import Source, attempts
 from exoalign.data.table import write_table
 from exoalign.errors import DataError
 from exoalign.groups import Group

@@ -1,4 +1,4 @@
-"""Where rows come from: `rows` streams them from a file, a folder or the Hugging Face hub, each with its place.
+"""Where rows come from: `attempts` streams them from a file, a folder or the Hugging Face hub, each with its place.
 
 | `path` | read as |
 |---|---|
@@ -74,20 +74,8 @@ def beside(source: Source, path: str, split: str | None) -> Source:
     return Source(path, source.adapter, split, source.subset if alike else None, source.revision if alike else None)
 
 
-def rows(source: Source | str) -> Iterator[tuple[str, Row]]:
-    """Stream the rows with their places, "file:line" or "file, row N".
-
-    Raises:
-        DataError: at the first malformed row, for a source without rows, and for one that cannot be read.
-    """
-    for where, row in attempts(source):
-        if isinstance(row, DataError):
-            raise row
-        yield where, row
-
-
 def attempts(source: Source | str, unread: Counter[str] | None = None) -> Iterator[tuple[str, Row | DataError]]:
-    """As `rows`, but in place of a malformed row its error, so that one can count it and go on.
+    """Stream the rows with their places, "file:line" or "file, row N"; in place of a malformed row its error.
 
     Args:
         source: where the rows are.

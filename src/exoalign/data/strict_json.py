@@ -54,7 +54,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                yield where, _as_row(_parse_line(line.rstrip(b"\r\n"), where), where)
+                yield where, _as_row(parse_text(text_of_line(line.rstrip(b"\r\n"), where), where), where)
             except DataError as error:
                 yield where, error
 
@@ -216,12 +216,16 @@ def parse_text(text: str, where: str) -> Any:
     return value
 
 
-def _parse_line(line: bytes, where: str) -> Any:
+def text_of_line(line: bytes, where: str) -> str:
+    """The line as text.
+
+    Raises:
+        DataError: if it is not UTF-8.
+    """
     try:
-        text = line.decode("utf-8")
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8") from error
-    return parse_text(text, where)
 
 
 def _as_row(value: Any, where: str) -> dict[str, Any]:
@@ -229,6 +233,15 @@ def _as_row(value: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: found {type(value).__name__}, expected a JSON object; write each row as {_ROW}")
     check_values(value, where)
     return value
+
+
+def checked(row: dict[str, Any], where: str) -> dict[str, Any] | DataError:
+    """The row, or what `check_values` raises for it."""
+    try:
+        check_values(row, where)
+    except DataError as error:
+        return error
+    return row
 
 
 def check_values(row: dict[str, Any], where: str) -> None:

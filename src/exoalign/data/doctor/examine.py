@@ -73,7 +73,8 @@ def examine(
             raise DataError("budgets count tokens, and there is no tokenizer to count them; give a model")
         truncation = parts.tokens.truncation(max_prompt_tokens, max_completion_tokens)
         findings += truncation_findings(truncation, parts.groups, parts.over_budget.first)
-    rewards, table = parts.rewards.by_k(), beta_r_table(parts.rewards.by_k())
+    rewards = parts.rewards.by_k()
+    table = beta_r_table(rewards)
     if beta_r is not None:
         findings += reward_findings(rewards, beta_pi=beta_pi, beta_r=beta_r)
     correlation = parts.rewards.length_correlation()
