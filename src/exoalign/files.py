@@ -1,4 +1,4 @@
-"""Whole files: checksums, and text that is written completely or not at all; and where what is kept across runs lies."""
+"""Whole files: checksums, text that is written completely or not at all, where what is kept across runs lies; and hub ids."""
 
 from __future__ import annotations
 
