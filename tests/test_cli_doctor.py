@@ -182,3 +182,11 @@ def test_texts_and_names_of_the_data_are_inert(place, doctor):
 def test_a_limit_is_a_number_of_groups(place, doctor):
     values = json.loads(doctor(place("pairs.jsonl", PAIR, OTHER, PAIR), "--limit", "2", "--json")[1])
     assert (values["groups"], values["rows"]["read"]) == (2, 2)
+
+
+def test_ratings_beyond_the_limit_are_not_called_used(place, doctor):
+    """They are read for the groups before them."""
+    rows = [{"prompt": f"p{i % 3}", "completion": f"c{i}", "rating": i} for i in range(6)]
+    values = json.loads(doctor(place("ratings.jsonl", *rows), "--limit", "2", "--json")[1])
+    assert values["rows"] == {"read": 6, "used": 4, "set_aside": 2, "malformed": 0}
+    assert [f["count"] for f in values["findings"] if "beyond the limit of 2" in f["text"]] == [2]

@@ -33,7 +33,8 @@ def test_each_form_gives_the_same_data_sets(load, tmp_path):
 
 def test_files_and_folders_are_found_beside_the_recipe_and_hub_ids_are_left_alone(load, tmp_path):
     assert load("train: saved").data.train == str(tmp_path / "saved")
-    assert load("train: owner/name").data.train == "owner/name"
+    for name in ("owner/name", "_owner/name"):
+        assert load(f"train: {name}").data.train == name
     hub = load("train: {path: owner/name, subset: x, split: train, revision: abc, adapter: hh}").data.train
     assert (hub.path, hub.adapter, hub.subset, hub.split, hub.revision) == ("owner/name", "hh", "x", "train", "abc")
     with pytest.raises(ConfigError, match=r"r\.yaml:4: `data\.train`: file data/name\.jsonl does not exist"):

@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from exoalign.data.convert_file import convert_file
     from exoalign.data.doctor.examine import examine, examine_fast
     from exoalign.data.doctor.findings import Examination, Finding
-    from exoalign.data.doctor.reading import open_records
-    from exoalign.data.formats import PromptRow, TextRow, read_groups, read_prompts, read_texts, stream_groups
+    from exoalign.data.formats import (
+        PromptRow,
+        TextRow,
+        open_records,
+        read_groups,
+        read_prompts,
+        read_texts,
+        stream_groups,
+    )
     from exoalign.data.group_table import GroupTable
     from exoalign.data.mix import mix, split, subsample
     from exoalign.data.set_aside import SetAside
@@ -48,8 +55,15 @@ _HOMES = {
     "data.convert_file": ["convert_file"],
     "data.doctor.examine": ["examine", "examine_fast"],
     "data.doctor.findings": ["Examination", "Finding"],
-    "data.doctor.reading": ["open_records"],
-    "data.formats": ["PromptRow", "TextRow", "read_groups", "read_prompts", "read_texts", "stream_groups"],
+    "data.formats": [
+        "PromptRow",
+        "TextRow",
+        "open_records",
+        "read_groups",
+        "read_prompts",
+        "read_texts",
+        "stream_groups",
+    ],
     "data.group_table": ["GroupTable"],
     "data.mix": ["mix", "split", "subsample"],
     "data.set_aside": ["SetAside"],

@@ -47,7 +47,6 @@ def doctor(
     if test_split is not None and test is None:
         raise typer.BadParameter("it is the split of --test, which is missing", param_hint="--test-split")
 
-    from itertools import islice
     from pathlib import Path
 
     if html is not None and not Path(html).absolute().parent.is_dir():
@@ -56,7 +55,7 @@ def doctor(
         raise typer.BadParameter(f"{html!r} is a folder; expected the name of a file", param_hint="--html")
 
     from exoalign.data.doctor.examine import examine
-    from exoalign.data.doctor.reading import open_records
+    from exoalign.data.formats import open_records
     from exoalign.data.set_aside import SetAside
     from exoalign.data.sources import Source, beside
 
@@ -68,9 +67,9 @@ def doctor(
         tokenizer, context = load_tokenizer(model), context_length(model)
     aside = SetAside()
     read = Source(data, adapter, split, subset, revision)
-    kind, records = open_records(read, aside)
+    kind, records = open_records(read, aside, limit=limit)
     examination = examine(
-        islice(records, limit),
+        records,
         aside,
         source=data,
         kind=kind,

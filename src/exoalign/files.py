@@ -1,14 +1,18 @@
-"""Whole files: checksums, and text that is written completely or not at all; and where what is kept across runs lies."""
+"""Whole files: checksums, text that is written completely or not at all, where what is kept across runs lies; and hub ids."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
+
+HUB_ID = re.compile(r"\w[\w.-]*/(?!.*\.(jsonl?|gz|csv|parquet|arrow)$)\w[\w.-]*")
+"""`owner/name` on the Hugging Face hub, without the ending of a data file."""
 
 
 def cache_folder() -> Path:

@@ -11,6 +11,9 @@ from types import TracebackType
 
 QUIET_LINE_SECONDS = 15.0
 """How often a line is written where there is no terminal to redraw."""
+_RANGES = (range(0x20), range(0x7F, 0xA0), range(0x200E, 0x2010), range(0x202A, 0x202F), range(0x2066, 0x206A))
+CONTROL = {"\u061c", *(chr(code) for codes in _RANGES for code in codes)} - set("\t\n\r")
+"""C0 (but tab, newline and carriage return), DEL and C1; direction marks, overrides and isolates."""
 
 
 def plain(text: str) -> str:

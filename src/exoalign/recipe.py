@@ -22,12 +22,10 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from exoalign.config import Recipe
 from exoalign.config_data import FORMS, SourceSection
 from exoalign.errors import ConfigError
+from exoalign.files import HUB_ID
 
 MOST_BYTES = 100_000
 """A recipe is a page of text; what is larger was meant for something else."""
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/(?!.*\.(jsonl?|gz|csv|parquet|arrow)$)[\w-][\w.-]*")
-"""`owner/name`, without the ending of a data file."""
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {"str", "int", "float", "bool", "null"}

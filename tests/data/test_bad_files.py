@@ -1,12 +1,12 @@
 """Files that are refused: each by the place and the reason, on one line, and nothing else. The files are written here."""
 
 import gzip
-import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from file_bytes import jsonl, parquet
 
 from exoalign import cli
 from exoalign.data.formats import read_groups, read_prompts, read_texts, stream_groups
@@ -31,16 +31,6 @@ def turns(*roles, **last):
 
 CHAT = {"prompt": turns("user"), "chosen": turns("assistant"), "rejected": [{"role": "assistant", "content": "no"}]}
 WHOLE = {"chosen": turns("user", "assistant"), "rejected": turns("user", "assistant", content="no")}
-
-
-def jsonl(*rows):
-    return b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
-
-
-def parquet(rows, schema=None):
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
-    return file.getvalue()
 
 
 LINES = [
@@ -205,7 +195,7 @@ def test_a_malformed_line_after_a_good_one(tmp_path, first, line, message):
     assert "\n" not in str(error.value)
     aside = SetAside()
     groups = list(stream_groups(path, aside, tolerate=True))
-    assert aside.errors == [str(error.value)]
+    assert [tally.first for tally in aside.errors.values()] == [[str(error.value)]]
     assert (aside.read, sum(len(group.provenance.get("rows", [0])) for group in groups) + aside.rows) == (3, 2)
 
 
@@ -337,15 +327,6 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize(("first", "line", "message"), PROMPTS)
-def test_a_malformed_prompt(tmp_path, first, line, message):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(jsonl(first, line))
-    with pytest.raises(DataError) as error:
-        read_prompts(path)
-    assert str(error.value).startswith(f"{path}{message}")
-
-
 TEXTS = [
     (TEXT, {"text": " "}, ":2: `text` is empty; expected text"),
     (TEXT, {"text": None}, ":2: `text` is null; expected text"),
@@ -378,12 +359,15 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize(("first", "line", "message"), TEXTS)
-def test_a_malformed_text(tmp_path, first, line, message):
+@pytest.mark.parametrize(
+    ("read", "first", "line", "message"),
+    [*((read_prompts, *case) for case in PROMPTS), *((read_texts, *case) for case in TEXTS)],
+)
+def test_a_malformed_prompt_or_text(tmp_path, read, first, line, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl(first, line))
     with pytest.raises(DataError) as error:
-        read_texts(path)
+        read(path)
     assert str(error.value).startswith(f"{path}{message}")
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exoalign.data.convert import KINDS, Account, to_rows
-from exoalign.data.convert_file import convert_file, read_items
-from exoalign.data.formats import PromptRow, SetAside, TextRow
+from exoalign.data.convert_file import convert_file
+from exoalign.data.formats import PromptRow, SetAside, TextRow, open_records
+from exoalign.data.set_aside import Tally
 from exoalign.data.sources import Source
 from exoalign.data.table import write_table
 from exoalign.data.write import write_rows
@@ -150,7 +151,7 @@ def test_a_group_that_the_kind_cannot_hold_is_set_aside(group, kind, reason):
     account = Account()
     folded = Group(**{**vars(group), "provenance": {"source": "f:1", "rows": ["f:1", "f:3"]}})
     assert list(to_rows([folded], kind, account)) == []
-    assert account.aside.reasons == {reason: ["f:1", "f:3"]}
+    assert account.aside.reasons == {reason: Tally(2, ["f:1", "f:3"])}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def same(found, expected):
 
 
 def items(path):
-    return list(read_items(Source(str(path)), SetAside()))
+    return list(open_records(path, SetAside(), tolerate=False)[1])
 
 
 TURNS = [{"role": "user", "content": TRICKY}]
@@ -399,7 +400,7 @@ CHAT_PAIR = {**PAIR_ROW, "prompt": [{"role": "user", "content": "Hi"}]}
 def test_what_is_read_is_handed_on_at_once(write, kind, column):
     """A malformed row behind the first is only met when it is asked for."""
     rows = [PAIR_ROW, {**PAIR_ROW, "chosen": 1}] if column is None else [{column: "a"}, {column: 1}]
-    stream = read_items(Source(str(write(*rows))), SetAside())
+    _, stream = open_records(write(*rows), SetAside(), tolerate=False)
     next(stream)
     with pytest.raises(DataError, match=r"in\.jsonl:2: "):
         next(stream)
@@ -466,7 +467,7 @@ def test_force_overwrites_even_the_source(write):
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".parquet"])
 def test_real_files_there_and_back(shared_data, tmp_path, name, adapter, kind, ending):
     source, aside = Source(str(shared_data / f"{name}.jsonl.gz"), adapter), SetAside()
-    read = list(read_items(source, aside))
+    read = list(open_records(source, aside, tolerate=False)[1])
     found = convert_file(source, tmp_path / f"o{ending}", kind)
     assert found.account.aside.reasons == aside.reasons
     assert found.rows == len(read) + aside.rows

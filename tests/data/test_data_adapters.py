@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from file_bytes import rows
 
 from exoalign.data.adapters import ADAPTERS, adapt
 from exoalign.data.formats import read_groups, read_prompts, read_texts
-from exoalign.data.sources import Source, rows
+from exoalign.data.set_aside import Tally
+from exoalign.data.sources import Source
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
 
@@ -412,7 +414,7 @@ def test_transcripts_without_a_shared_beginning_are_set_aside(tmp_path):
     for name in ("hh", "hh_chat"):
         groups, aside = read_groups(Source(str(path), adapter=name))
         assert len(groups) == 1
-        assert list(aside.reasons.values()) == [[f"{path}:2"]]
+        assert list(aside.reasons.values()) == [Tally(1, [f"{path}:2"])]
 
 
 def test_a_row_of_another_schema_is_named_with_its_line(tmp_path):
@@ -431,7 +433,7 @@ def test_too_few_completions_do_not_stop_a_raw_file(few, tmp_path):
     source = Source(str(path), adapter="ultrafeedback")
     groups, aside = read_groups(source)
     assert (len(groups), aside.read) == (2, 3)
-    assert aside.reasons == {"fewer than two completions": [f"{path}:2"]}
+    assert aside.reasons == {"fewer than two completions": Tally(1, [f"{path}:2"])}
     assert len(read_prompts(source)) == 3
 
 

@@ -16,9 +16,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="ut
 def test_every_kind_of_finding_is_listed():
     sources = [path.read_text(encoding="utf-8") for path in Path(doctor.__path__[0]).glob("*.py")]
     kinds = {
-        kind
-        for source in sources
-        for kind in re.findall(r'(?:\.finding\(|Finding\(|for words, kind in \()\s*"(\w+)"', source)
+        kind for source in sources for kind in re.findall(r'(?:\b[fF]inding\(|for words, kind in \()\s*"(\w+)"', source)
     } | {"empty_completions", "identical_completions", "set_aside"}
     listed = {kind for line in DOCS.splitlines() if line.startswith("| `") for kind in re.findall(r"`(\w+)`", line)}
     assert listed == kinds

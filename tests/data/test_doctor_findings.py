@@ -6,8 +6,7 @@ import pytest
 from chat_templates import TEMPLATES, byte_tokenizer
 
 from exoalign.data.doctor.examine import examine, examine_fast
-from exoalign.data.doctor.reading import open_records
-from exoalign.data.formats import PromptRow, TextRow
+from exoalign.data.formats import PromptRow, TextRow, open_records
 from exoalign.data.set_aside import SetAside
 from exoalign.data.sources import Source
 from exoalign.errors import DataError, ModelError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exoalign.data import table
 from exoalign.data.formats import read_groups, read_prompts, stream_groups
-from exoalign.data.set_aside import SetAside
+from exoalign.data.set_aside import SetAside, Tally
 from exoalign.data.table import BATCH_ROWS, write_table
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
@@ -156,9 +156,11 @@ def test_rows_that_cannot_be_used_are_counted_with_their_lines(write, row, reaso
 
 
 def test_the_first_lines_stand_for_many(write):
-    path = write(PAIR, *[{**PAIR, "chosen": ""}] * 5)
+    path = write(PAIR, *[{**PAIR, "chosen": ""}] * 7)
     lines = f"{path}:2, {path}:3, {path}:4, ..."
-    assert read_groups(path)[1].lines() == [f"5 rows set aside: a reply is empty ({lines})"]
+    _, aside = read_groups(path)
+    assert aside.lines() == [f"7 rows set aside: a reply is empty ({lines})"]
+    assert aside.reasons == {"a reply is empty": Tally(7, [f"{path}:{i}" for i in range(2, 7)])}  # of millions no more
 
 
 def test_when_all_rows_are_set_aside_that_is_an_error(write):

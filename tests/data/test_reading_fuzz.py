@@ -5,14 +5,11 @@ error, strict reading gives the same groups, and where something is, it raises t
 """
 
 import copy
-import csv
 import gzip
-import io
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from file_bytes import comma_separated, jsonl, parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,31 +46,12 @@ FORMATS = {
 NO_GROUPS = {"prompts", "chat prompts", "text", "messages", "completion"}
 
 
-def lines(rows):
-    return "\n".join(json.dumps(row) for row in rows).encode()
-
-
-def table(rows):
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    return file.getvalue()
-
-
-def comma_separated(rows):
-    """Lists as JSON, which the reader takes in the columns that are known to be lists or may be conversations."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, rows[0].keys())
-    writer.writeheader()
-    writer.writerows([{k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows])
-    return file.getvalue().encode("utf-8", "surrogatepass")
-
-
 FILES = {
-    "jsonl": lines,
-    "jsonl.gz": lambda rows: gzip.compress(lines(rows), 1),
+    "jsonl": lambda rows: jsonl(*rows),
+    "jsonl.gz": lambda rows: gzip.compress(jsonl(*rows), 1),
     "json": lambda rows: json.dumps({"data": rows}, indent=1).encode(),
     "csv": comma_separated,
-    "parquet": table,
+    "parquet": parquet,
 }
 
 
@@ -88,8 +66,8 @@ def check(path, number=None):
         broken = error
     if broken is None:
         used = [where for group in groups for where in group.provenance.get("rows", [group.where])]
-        assert aside.read == len(used) + aside.rows + len(aside.errors)
-        reported = used + [where for places in aside.reasons.values() for where in places]
+        assert aside.read == len(used) + aside.rows + aside.malformed
+        reported = used + [where for tally in aside.reasons.values() for where in tally.first]
         assert len(set(reported)) == len(reported) or path.suffix == ".json"  # on one line there may stand two rows
         if number is not None:
             assert aside.read == number
@@ -97,7 +75,7 @@ def check(path, number=None):
         strict = list(stream_groups(path, SetAside()))
     except DataError as error:
         first = str(error)
-    expected = aside.errors[0] if aside.errors else broken and str(broken)
+    expected = next(iter(aside.errors.values())).first[0] if aside.errors else broken and str(broken)
     assert first == expected
     if first is None:
         assert strict == groups

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from exoalign.data.formats import format_row, kind_of, read_groups, read_prompts, read_texts, stream_groups
-from exoalign.data.set_aside import SetAside
+from exoalign.data.set_aside import SetAside, Tally
 from exoalign.errors import DataError
 from exoalign.groups import Group, Message
 
@@ -217,16 +217,19 @@ def test_ratings_that_make_no_group_are_set_aside_row_by_row(write):
     groups, aside = read_groups(path)
     assert [group.prompt for group in groups] == ["good"]
     assert aside.reasons == {
-        "a reply is empty": [f"{path}:5"],
-        "a prompt with a single completion": [f"{path}:1", f"{path}:3"],
-        "all completions are the same text": [f"{path}:2", f"{path}:4"],
+        "a reply is empty": Tally(1, [f"{path}:5"]),
+        "a prompt with a single completion": Tally(2, [f"{path}:1", f"{path}:3"]),
+        "all completions are the same text": Tally(2, [f"{path}:2", f"{path}:4"]),
     }
     assert aside.read == 2 + aside.rows
 
 
 def test_the_limit_counts_groups_of_ratings(write):
     path = write(*[rating(f"p{i % 3}", f"c{i}", i) for i in range(9)])
-    assert [group.rewards for group in read_groups(path, limit=2)[0]] == [(0, 3, 6), (1, 4, 7)]
+    groups, aside = read_groups(path, limit=2)
+    assert [group.rewards for group in groups] == [(0, 3, 6), (1, 4, 7)]
+    assert (aside.read, aside.rows) == (9, 3)
+    assert aside.lines() == [f"3 rows set aside: beyond the limit of 2 ({path}:3, {path}:6, {path}:9)"]
 
 
 # What is well-formed and cannot be used
@@ -258,7 +261,7 @@ def test_the_limit_counts_groups_of_ratings(write):
 def test_what_cannot_be_used_is_set_aside(row, reason):
     aside = SetAside()
     assert format_row(row, "f:1", aside) is None
-    assert aside.reasons == {reason: ["f:1"]}
+    assert aside.reasons == {reason: Tally(1, ["f:1"])}
 
 
 def test_the_account_tells_of_rows_set_aside_and_in_error(write):
@@ -267,7 +270,7 @@ def test_the_account_tells_of_rows_set_aside_and_in_error(write):
     path = write(bad[0], good, {**good, "chosen": ""}, *bad[1:], good)
     aside = SetAside()
     groups = list(stream_groups(path, aside, tolerate=True))
-    assert (aside.read, len(groups), aside.rows, len(aside.errors)) == (7, 2, 1, 4)
+    assert (aside.read, len(groups), aside.rows, aside.malformed) == (7, 2, 1, 4)
     assert aside.lines()[0] == f"1 row set aside: a reply is empty ({path}:3)"
     assert aside.lines()[1].startswith(f"4 rows malformed: {path}:1: `prompt` is int; expected text")
     assert aside.lines()[1].endswith("; ...")

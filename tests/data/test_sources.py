@@ -1,8 +1,6 @@
 """The same rows from every kind of place, in order, one at a time, each with where it stands."""
 
-import csv
 import gzip
-import io
 import json
 import tracemalloc
 from itertools import islice
@@ -11,35 +9,18 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from file_bytes import comma_separated, jsonl, parquet, rows
 
 from exoalign.data.adapters import ADAPTERS
 from exoalign.data.adapters.schema import Adapter
-from exoalign.data.formats import read_groups, read_prompts, read_texts, stream_groups
+from exoalign.data.formats import open_records, read_groups, read_prompts, read_texts, stream_groups
 from exoalign.data.set_aside import SetAside
-from exoalign.data.sources import Source, attempts, rows
+from exoalign.data.sources import Source, attempts
 from exoalign.data.table import write_table
 from exoalign.errors import DataError
 from exoalign.groups import Group
 
 ROWS = [{"prompt": f"p{i}", "chosen": f'a, "b"\n{i}', "rejected": "日本語 🙂"} for i in range(3)]
-
-
-def lines(rows):
-    return "\n".join(json.dumps(row) for row in rows).encode()
-
-
-def table(rows):
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    return file.getvalue()
-
-
-def comma_separated(rows):
-    file = io.StringIO()
-    writer = csv.DictWriter(file, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue().encode()
 
 
 def indented(rows, key=None):
@@ -51,9 +32,9 @@ def indented(rows, key=None):
 @pytest.mark.parametrize(
     ("name", "content", "places"),
     [
-        ("r.jsonl", lines(ROWS), [":1", ":2", ":3"]),
-        ("r.txt", lines(ROWS), [":1", ":2", ":3"]),
-        ("r.jsonl.gz", gzip.compress(lines(ROWS)), [":1", ":2", ":3"]),
+        ("r.jsonl", jsonl(*ROWS), [":1", ":2", ":3"]),
+        ("r.txt", jsonl(*ROWS), [":1", ":2", ":3"]),
+        ("r.jsonl.gz", gzip.compress(jsonl(*ROWS)), [":1", ":2", ":3"]),
         ("r.json", indented(ROWS), [":2", ":7", ":12"]),
         ("r.json", b"\xef\xbb\xbf \r\n" + indented(ROWS) + b"\n", [":3", ":8", ":13"]),
         ("r.json", json.dumps(ROWS, ensure_ascii=False).encode(), [":1", ":1", ":1"]),
@@ -62,7 +43,7 @@ def indented(rows, key=None):
         ("r.csv", comma_separated(ROWS), [":2", ":4", ":6"]),
         ("r.csv", b"\xef\xbb\xbf" + comma_separated(ROWS).replace(b"\r\n", b"\n\n"), [":3", ":6", ":9"]),
         ("r.csv.gz", gzip.compress(comma_separated(ROWS)), [":2", ":4", ":6"]),
-        ("r.parquet", table(ROWS), [", row 1", ", row 2", ", row 3"]),
+        ("r.parquet", parquet(ROWS), [", row 1", ", row 2", ", row 3"]),
     ],
 )
 def test_a_file(tmp_path, name, content, places):
@@ -102,7 +83,7 @@ def test_a_reply_in_csv_may_be_longer_than_the_limit_of_the_csv_module(tmp_path)
 
 
 def test_parquet_keeps_its_place_over_batches(tmp_path):
-    (tmp_path / "r.parquet").write_bytes(table([{"prompt": f"p{i}"} for i in range(600)]))
+    (tmp_path / "r.parquet").write_bytes(parquet([{"prompt": f"p{i}"} for i in range(600)]))
     found = list(rows(str(tmp_path / "r.parquet")))
     assert [where.rsplit(" ")[-1] for where, _ in found] == [str(i) for i in range(1, 601)]
     assert [row["prompt"] for _, row in found] == [f"p{i}" for i in range(600)]
@@ -111,9 +92,9 @@ def test_parquet_keeps_its_place_over_batches(tmp_path):
 def test_messages_of_parquet_need_no_more_than_role_and_content(tmp_path):
     """Arrow gives every message the keys of all; one without a value is none."""
     prompt = [{"role": "user", "content": "Hi", "name": None}]
-    (tmp_path / "r.parquet").write_bytes(table([{"prompt": prompt}]))
+    (tmp_path / "r.parquet").write_bytes(parquet([{"prompt": prompt}]))
     assert read_prompts(tmp_path / "r.parquet")[0].prompt == (("user", "Hi"),)
-    (tmp_path / "r.parquet").write_bytes(table([{"prompt": [{**prompt[0], "name": "Ann"}]}]))
+    (tmp_path / "r.parquet").write_bytes(parquet([{"prompt": [{**prompt[0], "name": "Ann"}]}]))
     with pytest.raises(DataError, match="row 1: turn 1 of `prompt` holds `name` too"):
         read_prompts(tmp_path / "r.parquet")
 
@@ -141,7 +122,7 @@ def test_malformed_rows_are_passed_over_by_who_counts_them(tmp_path):
 
 def test_a_folder_of_files_in_order_of_their_names(tmp_path):
     for number, row in enumerate(ROWS):
-        (tmp_path / f"part-{2 - number}.jsonl").write_bytes(lines([row]))
+        (tmp_path / f"part-{2 - number}.jsonl").write_bytes(jsonl(row))
     (tmp_path / "README.md").write_text("no data")
     (tmp_path / ".hidden.jsonl").write_text("no data")
     assert [row["prompt"] for _, row in rows(str(tmp_path))] == ["p2", "p1", "p0"]
@@ -149,8 +130,8 @@ def test_a_folder_of_files_in_order_of_their_names(tmp_path):
 
 def test_a_split_of_a_folder(tmp_path):
     (tmp_path / "harmless" / "data").mkdir(parents=True)
-    (tmp_path / "harmless" / "data" / "train-0-of-2.jsonl").write_bytes(lines(ROWS[:1]))
-    (tmp_path / "harmless" / "data" / "train-1-of-2.parquet").write_bytes(table(ROWS[1:2]))
+    (tmp_path / "harmless" / "data" / "train-0-of-2.jsonl").write_bytes(jsonl(ROWS[0]))
+    (tmp_path / "harmless" / "data" / "train-1-of-2.parquet").write_bytes(parquet(ROWS[1:2]))
     (tmp_path / "harmless" / "test").mkdir()
     (tmp_path / "harmless" / "test" / "rows.csv").write_bytes(comma_separated(ROWS[2:]))
     folder = str(tmp_path)
@@ -173,8 +154,8 @@ def test_data_that_is_not_read_is_not_passed_over(tmp_path, name):
     message = f"^{tmp_path / name}: files of this ending are not read, and the folder would be read without it; expected .jsonl"
     with pytest.raises(DataError, match=message):
         list(rows(str(tmp_path)))
-    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
-    (tmp_path / "train.jsonl").write_bytes(lines(ROWS[:1]))
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*ROWS))
+    (tmp_path / "train.jsonl").write_bytes(jsonl(ROWS[0]))
     with pytest.raises(DataError, match=message):
         list(rows(str(tmp_path)))
     assert [row for _, row in rows(Source(str(tmp_path), split="train"))] == ROWS[:1]  # it is of no split
@@ -186,8 +167,8 @@ def test_data_that_is_not_read_is_not_passed_over(tmp_path, name):
 )
 def test_splits_of_a_folder_are_not_mixed(tmp_path, other):
     (tmp_path / other).parent.mkdir(exist_ok=True)
-    (tmp_path / other).write_bytes((comma_separated if other.endswith(".csv") else lines)(ROWS[:1]))
-    (tmp_path / "training-0.jsonl").write_bytes(lines(ROWS[1:]))
+    (tmp_path / other).write_bytes(comma_separated(ROWS[:1]) if other.endswith(".csv") else jsonl(ROWS[0]))
+    (tmp_path / "training-0.jsonl").write_bytes(jsonl(*ROWS[1:]))
     (tmp_path / "trainer.txt").write_text("no data")
     with pytest.raises(DataError, match=r"has files of the splits .*training.*; name one as `split`"):
         list(rows(str(tmp_path)))
@@ -195,7 +176,7 @@ def test_splits_of_a_folder_are_not_mixed(tmp_path, other):
 
 
 def test_an_empty_file_in_a_folder_is_named(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*ROWS))
     (tmp_path / "b.jsonl").write_bytes(b"")
     with pytest.raises(DataError, match=r"b\.jsonl: no rows"):
         list(rows(str(tmp_path)))
@@ -210,7 +191,7 @@ def test_groups_of_a_run_keep_all_that_they_hold(tmp_path):
 
 
 def test_what_a_place_has_no_use_for_is_refused(tmp_path):
-    (tmp_path / "r.jsonl").write_bytes(lines(ROWS))
+    (tmp_path / "r.jsonl").write_bytes(jsonl(*ROWS))
     for option in ("split", "subset", "revision"):
         with pytest.raises(DataError, match=f"is a file, which has no `{option}`; leave `{option}` out"):
             list(rows(Source(str(tmp_path / "r.jsonl"), **{option: "x"})))
@@ -310,6 +291,15 @@ def test_the_hub_is_asked_for_a_stream(hub):
     assert asked == [(("owner/name",), options)]  # and so never for `trust_remote_code`
 
 
+def test_the_hub_is_asked_once_for_the_kind_and_the_records(hub):
+    asked = hub(stream([{"other": 1}, *ROWS]))
+    aside = SetAside()
+    kind, records = open_records(Source("owner/name", split="train"), aside)
+    assert kind == "pairs"
+    assert [group.where for group in records] == [f"owner/name[train], row {i}" for i in (2, 3, 4)]
+    assert (aside.read, aside.malformed, len(asked)) == (4, 1, 1)
+
+
 def test_a_data_set_of_the_hub_with_splits(hub):
     hub(datasets.IterableDatasetDict({"train": stream(ROWS)}))
     assert next(rows("owner/name")) == ("owner/name[train], row 1", ROWS[0])
@@ -338,7 +328,10 @@ def test_a_stream_that_breaks_off_names_the_row_and_no_signature(hub):
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", ["owner", "owner/name/more", "/owner/name", "../owner/name", "owner/rows.jsonl", ""])
+@pytest.mark.parametrize(
+    "path",
+    ["owner", "-owner/name", "owner/.name", "owner/name/more", "/owner/name", "../owner/name", "owner/rows.jsonl", ""],
+)
 def test_what_is_no_hub_id_is_not_asked_for(hub, path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = hub(stream(ROWS))
@@ -363,7 +356,7 @@ def adapter(monkeypatch):
 
 def test_an_adapter_makes_rows_of_raw_ones(tmp_path, adapter):
     path = str(tmp_path / "r.jsonl")
-    (tmp_path / "r.jsonl").write_bytes(lines([{"raw": "ab"}, {"raw": "c"}]))
+    (tmp_path / "r.jsonl").write_bytes(jsonl({"raw": "ab"}, {"raw": "c"}))
     assert read_prompts(Source(path, "letters")) == [("a", f"{path}:1"), ("b", f"{path}:1"), ("c", f"{path}:2")]
 
 
@@ -377,7 +370,7 @@ def test_an_adapter_makes_rows_of_raw_ones(tmp_path, adapter):
 )
 def test_what_an_adapter_refuses_is_an_error_of_its_row(tmp_path, adapter, raw, message):
     path = str(tmp_path / "r.jsonl")
-    (tmp_path / "r.jsonl").write_bytes(lines([{"raw": "a"}, raw, {"raw": "b"}]))
+    (tmp_path / "r.jsonl").write_bytes(jsonl({"raw": "a"}, raw, {"raw": "b"}))
     found = list(attempts(Source(path, "letters")))
     assert [where for where, row in found if isinstance(row, DataError)] == [f"{path}:2"]
     with pytest.raises(DataError, match=f"r.jsonl:2: {message}"):

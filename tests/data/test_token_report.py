@@ -9,9 +9,9 @@ import re
 import pytest
 from chat_templates import CHATML, QWEN3, SPECIAL, TEMPLATES, byte_tokenizer
 
+from exoalign.data import set_aside
 from exoalign.data.doctor.examine import examine
-from exoalign.data.doctor.reading import open_records
-from exoalign.data.formats import read_groups
+from exoalign.data.formats import open_records, read_groups
 from exoalign.data.set_aside import SetAside
 from exoalign.data.sources import Source
 from exoalign.data.token_report import TokenReport
@@ -253,15 +253,16 @@ def test_errors_stay_errors_in_a_stream(tiny_tokenizer):
 
 def raw(file, aside=None):
     """The rows of a file, read by nothing of ours; without those that were set aside."""
-    places = [place for places in aside.reasons.values() for place in places] if aside else []
+    places = [place for tally in aside.reasons.values() for place in tally.first] if aside else []
     left_out = {int(place.rpartition(":")[2]) for place in places}
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for number, line in enumerate(lines, 1) if number not in left_out]
 
 
 @pytest.mark.parametrize("name", ["hh_harmless_train", "hh_harmless_test", "alpaca_eval_k8"])
-def test_the_counts_of_a_whole_file_are_its_bytes(name, shared_data, tiny_tokenizer):
+def test_the_counts_of_a_whole_file_are_its_bytes(name, shared_data, tiny_tokenizer, monkeypatch):
     """One token a byte: the count needs no tokenizer. A completion has its end besides."""
+    monkeypatch.setattr(set_aside, "FIRST", 1 << 30)  # the place of each row
     file = shared_data / f"{name}.jsonl.gz"
     groups, aside = read_groups(file)
     report = TokenReport()
@@ -281,7 +282,8 @@ def test_the_counts_of_a_whole_file_of_conversations_are_its_bytes_and_the_templ
     groups, aside = read_groups(Source(str(file), "alpaca_eval"))
     report = TokenReport()
     tokenize(groups, copy.deepcopy(tiny_tokenizer), report=report)
-    rows = raw(file, aside)
+    assert not aside.rows
+    rows = raw(file)
     around = 3 + len("user") + len("assistant") + 3
     assert report.prompt_tokens == sum(len(row["prompt"].encode()) + around for row in rows)
     assert report.completion_tokens == sum(len(text.encode()) + 1 for row in rows for text in row["completions"])

@@ -10,6 +10,7 @@ from exoalign.data.doctor.examine import examine
 from exoalign.data.doctor.findings import Examination
 from exoalign.data.formats import TextRow
 from exoalign.data.set_aside import SetAside
+from exoalign.errors import DataError
 from exoalign.groups import Group
 from exoalign.report.doctor_page import doctor_figures, write_doctor_page
 
@@ -24,7 +25,10 @@ def examined(source: str = "rows.jsonl", groups: int = 40, errors: tuple[str, ..
         )
         for i in range(groups)
     ]
-    return examine(made, SetAside(read=groups + len(errors), errors=list(errors)), source=source)
+    aside = SetAside(read=groups + len(errors))
+    for error in errors:
+        aside.refuse(DataError(error), tolerate=True)
+    return examine(made, aside, source=source)
 
 
 def test_the_page_says_what_the_examination_says(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def content_of(source: Source, commits: Commits) -> Content:
 
 
 def _files(folder: Path, source: Source) -> list[Path]:
-    """What `sources.rows` reads of a folder."""
+    """What `sources.attempts` reads of a folder."""
     if source.subset is not None:
         folder = folder / source.subset
     if not folder.is_dir():

@@ -29,26 +29,20 @@ def prompt_of(value: Any, where: str, column: str = "prompt") -> Prompt:
     Raises:
         DataError: if it is neither, empty, or its turns are not as they should be.
     """
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(
-                f"{where}: `{column}` is empty; give the text that the completion answers, or leave the row out"
-            )
-        return value
-    if not isinstance(value, list) or not value:
+    if value == [] or not isinstance(value, str | list):
         found = "an empty list" if value == [] else type_name(value)
         raise DataError(f"{where}: `{column}` is {found}; expected text or a list of messages {_TURN}")
-    turns = conversation_of(value, where, column, assistant=False)
-    if turns[-1].role not in ("user", "tool"):
+    prompt = value if isinstance(value, str) else conversation_of(value, where, column, assistant=False)
+    if isinstance(prompt, tuple) and prompt[-1].role not in ("user", "tool"):
         raise DataError(
-            f"{where}: `{column}` ends with the {turns[-1].role}; expected the user or a tool last, whom the completion"
+            f"{where}: `{column}` ends with the {prompt[-1].role}; expected the user or a tool last, whom the completion"
             " answers; move what follows into the completions"
         )
-    if not any(turn.content.strip() for turn in turns):
+    if not any(text.strip() for text in ([prompt] if isinstance(prompt, str) else [turn.content for turn in prompt])):
         raise DataError(
             f"{where}: `{column}` is empty; give the text that the completion answers, or leave the row out"
         )
-    return turns
+    return prompt
 
 
 def completion_of(value: Any, prompt: Prompt, where: str, column: str) -> Completion:

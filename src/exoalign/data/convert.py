@@ -25,13 +25,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from exoalign.data.formats import PromptRow, TextRow
+from exoalign.data.formats import PromptRow, Record, TextRow
 from exoalign.data.set_aside import SetAside
 from exoalign.errors import DataError
 from exoalign.groups import Completion, Group, Message, Prompt
 
 Row = dict[str, Any]
-Item = Group | PromptRow | TextRow
 
 
 @dataclass
@@ -68,7 +67,7 @@ def check_kind(kind: str, pairs: str = "best_worst") -> None:
         raise DataError(f"all pairs were asked for, and {kind} has none; expected one of {names}")
 
 
-def to_rows(items: Iterable[Item], kind: str, account: Account, *, pairs: str = "best_worst") -> Iterator[Row]:
+def to_rows(items: Iterable[Record], kind: str, account: Account, *, pairs: str = "best_worst") -> Iterator[Row]:
     """Turn groups, prompts or texts into the rows of one kind.
 
     Args:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from exoalign.data.convert import Account, Item, check_kind, to_rows
-from exoalign.data.formats import PromptRow, TextRow, kind_of, stream_groups, stream_prompts, stream_texts
-from exoalign.data.set_aside import SetAside
-from exoalign.data.sources import Source, rows
+from exoalign.data.convert import Account, check_kind, to_rows
+from exoalign.data.formats import PromptRow, Record, TextRow, open_records
+from exoalign.data.sources import Source
 from exoalign.data.write import check_target, write_rows
 from exoalign.errors import DataError
 from exoalign.groups import Group
@@ -48,7 +46,7 @@ class Converted:
             "rows_read": self.rows,
             self.noun: self.items,
             "rows_written": self.written,
-            "set_aside": {reason: {"rows": len(rows), "first": rows[:3]} for reason, rows in reasons},
+            "set_aside": {reason: {"rows": rows.count, "first": rows.first[:3]} for reason, rows in reasons},
             "not_written": {what: n for what, n in self.account.unwritten.items() if n},
         }
 
@@ -92,9 +90,10 @@ def convert_file(
     account = Account()
     items, noun, all_read = 0, "", False
 
-    def counted() -> Iterator[Item]:
+    def counted() -> Iterator[Record]:
         nonlocal items, noun, all_read
-        for items, item in enumerate(read_items(source, account.aside, limit=limit), 1):  # noqa: B007 - the count
+        for item in open_records(source, account.aside, tolerate=False, limit=limit)[1]:
+            items += 1
             noun = _NOUNS[type(item)]
             yield item
         all_read = True
@@ -105,15 +104,3 @@ def convert_file(
         raise DataError("\n".join([str(error), *(account.aside.lines() if all_read else [])])) from error
     account.unwritten.update({f"column {name}": number for name, number in account.aside.unread.items()})
     return Converted(out, kind, account.aside.read, items, noun, written, account)
-
-
-def read_items(source: Source, aside: SetAside, *, limit: int | None = None) -> Iterator[Item]:
-    """Read what a source holds, the first `limit` of it: prompts, texts or groups, as its first row says. All are streamed."""
-    where, row = next(rows(source))
-    kind = kind_of(row, where)
-    if kind == "prompts":
-        yield from islice(stream_prompts(source, aside), limit)
-    elif kind == "text":
-        yield from islice(stream_texts(source, aside), limit)
-    else:
-        yield from islice(stream_groups(source, aside), limit)

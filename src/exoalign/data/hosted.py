@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exoalign.data.strict_json import check_values
+from exoalign.data.strict_json import checked
 from exoalign.errors import DataError
 
 Rows = Iterator[tuple[str, dict[str, Any] | DataError]]
@@ -80,12 +80,7 @@ def _dataset_rows(dataset: Any, label: str) -> Rows:
             break
         number += 1
         where = f"{label}, row {number}"
-        try:
-            check_values(row, where)
-        except DataError as error:
-            yield where, error
-        else:
-            yield where, row
+        yield where, checked(row, where)
     if not number:
         raise DataError(f"{label}: no rows; expected one or more")
 

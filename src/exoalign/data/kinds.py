@@ -87,8 +87,8 @@ class OneKind:
     def __init__(self) -> None:
         self._place, self._kind, self._columns = "", "", list[str]()
 
-    def check(self, row: Mapping[str, Any], where: str) -> None:
-        """Compare a row with the first one, or make it the first.
+    def check(self, row: Mapping[str, Any], where: str) -> str:
+        """Compare a row with the first one, or make it the first; returns its kind.
 
         Raises:
             DataError: if it lacks a column or is of another kind.
@@ -96,7 +96,7 @@ class OneKind:
         kind = kind_of(row, where)
         if not self._place:
             self._place, self._kind, self._columns = where, kind, _read_columns(row, kind)
-            return
+            return kind
         found = f"found columns {columns_of(row)}"
         for column in self._columns:
             if column not in row:
@@ -109,6 +109,7 @@ class OneKind:
                 f"{where}: {found}, a row of {kind}; expected {self._kind} with {', '.join(self._columns)} as at"
                 f" {self._place}: keep one kind in a file"
             )
+        return kind
 
     def forget(self, where: str) -> None:
         """Look for another first row, because the one at this place turned out to be malformed."""

@@ -168,7 +168,7 @@ class _Stream:
                 temperatures.update(_temperature(group))
                 yield replace(group, reference_logprobs=None)  # they may be another model's
 
-        groups = counted(itertools.islice(stream_groups(as_source(self.source), aside), self.source.limit))
+        groups = counted(stream_groups(as_source(self.source), aside, limit=self.source.limit))
         chosen = self.data.completions
         groups = (subsample(group, how=chosen.choose, k=chosen.k, seed=self.seed) for group in groups)
         if self.side is not None and self.data.holdout is not None:

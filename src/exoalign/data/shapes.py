@@ -46,7 +46,7 @@ def format_row(row: Mapping[str, Any], where: str, aside: SetAside) -> Group | N
     if kind == "pairs":
         return _pair(row, where, aside)
     if kind in ("kway", "rankings"):
-        return _many(row, where, aside)
+        return _many(row, where, aside, "rewards" if kind == "kway" else "ranks")
     if kind == "ratings":
         raise DataError(f"{where}: one rated completion is no group; read the whole file, which groups them by prompt")
     raise DataError(f"{where}: columns {columns_of(row)}; {GROUPS}")
@@ -132,8 +132,7 @@ def _pair_rewards(row: Mapping[str, Any], where: str) -> tuple[float, float] | N
     return rewards
 
 
-def _many(row: Mapping[str, Any], where: str, aside: SetAside) -> Group | None:
-    column = "ranks" if kind_of(row) == "rankings" else "rewards"
+def _many(row: Mapping[str, Any], where: str, aside: SetAside, column: str) -> Group | None:
     need(row, where, "prompt", column)
     prompt, values, numbers = prompt_of(row["prompt"], where), row["completions"], row[column]
     if not isinstance(values, list):

@@ -1,4 +1,4 @@
-"""Where rows come from: `rows` streams them from a file, a folder or the Hugging Face hub, each with its place.
+"""Where rows come from: `attempts` streams them from a file, a folder or the Hugging Face hub, each with its place.
 
 | `path` | read as |
 |---|---|
@@ -28,11 +28,11 @@ from exoalign.data.hosted import read_hub, read_saved
 from exoalign.data.strict_json import check_values, read_document, read_lines
 from exoalign.data.tabular import read_csv, read_parquet
 from exoalign.errors import DataError
+from exoalign.files import HUB_ID
 
 Row = dict[str, Any]
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NOT_READ = (
     ".tsv", ".arrow", ".feather", ".orc", ".avro", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".xls", ".xlsx",
 )  # fmt: skip
@@ -74,20 +74,8 @@ def beside(source: Source, path: str, split: str | None) -> Source:
     return Source(path, source.adapter, split, source.subset if alike else None, source.revision if alike else None)
 
 
-def rows(source: Source | str) -> Iterator[tuple[str, Row]]:
-    """Stream the rows with their places, "file:line" or "file, row N".
-
-    Raises:
-        DataError: at the first malformed row, for a source without rows, and for one that cannot be read.
-    """
-    for where, row in attempts(source):
-        if isinstance(row, DataError):
-            raise row
-        yield where, row
-
-
 def attempts(source: Source | str, unread: Counter[str] | None = None) -> Iterator[tuple[str, Row | DataError]]:
-    """As `rows`, but in place of a malformed row its error, so that one can count it and go on.
+    """Stream the rows with their places, "file:line" or "file, row N"; in place of a malformed row its error.
 
     Args:
         source: where the rows are.
@@ -139,7 +127,7 @@ def _raw(source: Source) -> Iterator[tuple[str, Row | DataError]]:
         else:
             for file in _data_files(path, source.split):
                 yield from _file(file)
-    elif _HUB_ID.fullmatch(source.path) and not source.path.endswith(_SUFFIXES):
+    elif HUB_ID.fullmatch(source.path):
         from exoalign.data.adapters import ADAPTERS
 
         yield from read_hub(

@@ -14,20 +14,21 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from exoalign.errors import DataError
 
 ARRAY_KEYS = ("data", "instances")
-_SPACE = re.compile(r"[ \t\r\n]*")
+_NO_SPACE = re.compile(r"[^ \t\r\n]")
 _MEND = "mend the line or write the file again"
 _TOO_DEEP = "nested too deeply; flatten it or leave the row out"
 _ROW = '{"prompt": "...", ...}'
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[BufferedIOBase]:
     """The file's bytes, unpacked where its name ends with `.gz`.
 
     Raises:
@@ -35,7 +36,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            yield file  # type: ignore[misc]  # gzip's class is no IO[bytes] for the type checker
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}; get the file again") from error
 
@@ -53,7 +54,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                yield where, _as_row(_parse_line(line.rstrip(b"\r\n"), where), where)
+                yield where, _as_row(parse_text(text_of_line(line.rstrip(b"\r\n"), where), where), where)
             except DataError as error:
                 yield where, error
 
@@ -104,7 +105,8 @@ class _Document:
 
     def peek(self) -> str:
         """The next character that is no space, or nothing at the end."""
-        self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches anything
+        found = _NO_SPACE.search(self.text, self.at)
+        self.at = found.start() if found else len(self.text)
         return self.text[self.at : self.at + 1]
 
     def take(self, character: str) -> None:
@@ -214,12 +216,16 @@ def parse_text(text: str, where: str) -> Any:
     return value
 
 
-def _parse_line(line: bytes, where: str) -> Any:
+def text_of_line(line: bytes, where: str) -> str:
+    """The line as text.
+
+    Raises:
+        DataError: if it is not UTF-8.
+    """
     try:
-        text = line.decode("utf-8")
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8") from error
-    return parse_text(text, where)
 
 
 def _as_row(value: Any, where: str) -> dict[str, Any]:
@@ -227,6 +233,15 @@ def _as_row(value: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: found {type(value).__name__}, expected a JSON object; write each row as {_ROW}")
     check_values(value, where)
     return value
+
+
+def checked(row: dict[str, Any], where: str) -> dict[str, Any] | DataError:
+    """The row, or what `check_values` raises for it."""
+    try:
+        check_values(row, where)
+    except DataError as error:
+        return error
+    return row
 
 
 def check_values(row: dict[str, Any], where: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exoalign.data.strict_json import check_values, lines, opened, parse_text
+from exoalign.data.strict_json import checked, lines, opened, parse_text, text_of_line
 from exoalign.errors import DataError
 
 BATCH_ROWS = 256
@@ -32,7 +32,7 @@ def read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
         DataError: where what follows cannot be told apart any more: a quote that is not closed, bytes that are no UTF-8.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
-    reader = csv.reader(_text_lines(path), strict=True)
+    reader = csv.reader((text_of_line(content, f"{path}:{number}") for number, content in lines(path)), strict=True)
     header: list[str] | None = None
     line = 1
     try:
@@ -52,22 +52,12 @@ def read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
                         " what holds commas, or mend the line"
                     )
                 row = {name: _cell(name, text, where) for name, text in zip(header, fields, strict=True)}
-                check_values(row, where)
             except DataError as error:
                 yield where, error
             else:
-                yield where, row
+                yield where, checked(row, where)
     except csv.Error as error:
         raise DataError(f"{path}:{line}: not CSV: {error}; the row that begins here is cut or badly quoted") from error
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    for number, line in lines(path):
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            message = f"{path}:{number}: not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8"
-            raise DataError(message) from error
 
 
 def _cell(column: str, text: str, where: str) -> Any:
@@ -132,14 +122,10 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]
                 for row in _python_rows(batch):
                     number += 1
                     where = f"{path}, row {number}"
-                    try:
-                        if row is None:
-                            raise DataError(f"{where}: holds text that is not UTF-8; write the file again")
-                        check_values(row, where)
-                    except DataError as error:
-                        yield where, error
+                    if row is None:
+                        yield where, DataError(f"{where}: holds text that is not UTF-8; write the file again")
                     else:
-                        yield where, row
+                        yield where, checked(row, where)
     except (ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}; get the file again") from error
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from exoalign.data.set_aside import Tally
 from exoalign.errors import ConfigError, DataError
 from exoalign.groups import Group
 from exoalign.progress import plain
@@ -38,8 +39,8 @@ class Truncated:
     split: str = "data"
     read: int = 0
     kept: int = 0
-    cut: dict[str, Rows] = field(default_factory=dict)
-    dropped: dict[str, Rows] = field(default_factory=dict)
+    cut: dict[str, Tally] = field(default_factory=dict)
+    dropped: dict[str, Tally] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """A sentence for each kind of cut and each reason to leave out; none where everything fits."""
@@ -50,23 +51,6 @@ class Truncated:
             for verb, kinds in (("cut", self.cut), ("left out", self.dropped))
             for kind, rows in kinds.items()
         ]
-
-
-@dataclass
-class Rows:
-    """How many rows, and where the first three stand."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, where: str) -> None:
-        """Count one."""
-        self.count += 1
-        if len(self.first) < 3:
-            self.first.append(where)
-
-    def __str__(self) -> str:
-        return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
 
 
 @dataclass(frozen=True)
@@ -137,10 +121,10 @@ def _fit(groups: Iterable[Group], budget: _Budget, counts: Truncated) -> Iterato
         try:
             fitting, cuts = _cut(group, budget)
         except _LeftOutError as reason:
-            counts.dropped.setdefault(str(reason), Rows()).add(group.where)
+            counts.dropped.setdefault(str(reason), Tally()).add(group.where)
             continue
         for kind in cuts:
-            counts.cut.setdefault(kind, Rows()).add(group.where)
+            counts.cut.setdefault(kind, Tally()).add(group.where)
         counts.kept += 1
         yield fitting
 

@@ -6,20 +6,16 @@ import csv
 import gzip
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from exoalign.data.tabular import reads_as_turns
 from exoalign.errors import DataError
 from exoalign.files import replacing
 
 Row = dict[str, Any]
-
-
-class _Bytes(Protocol):
-    def write(self, data: bytes, /) -> int: ...
 
 
 ROWS_AT_ONCE = 1000
@@ -54,7 +50,8 @@ def write_rows(rows: Iterable[Row], path: Path) -> int:
 
     def counted() -> Iterator[Row]:
         nonlocal count
-        for count, row in enumerate(rows, 1):  # noqa: B007 - it is the number of rows at the end
+        for row in rows:
+            count += 1
             yield row
 
     try:
@@ -68,7 +65,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> int:
     return count
 
 
-def _lines(rows: Iterator[Row], file: _Bytes) -> None:
+def _lines(rows: Iterator[Row], file: BufferedIOBase) -> None:
     for row in rows:
         file.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
 
@@ -118,20 +115,14 @@ def _parquet(rows: Iterator[Row], temporary: Path, path: Path) -> None:
     schema = pa.schema([(name, _type(value)) for name, value in batch[0][1].items()])
     with pq.ParquetWriter(temporary, schema) as writer:
         while batch:
-            with _told(batch[0][0], path, (pa.ArrowException, TypeError, ValueError)):
+            try:
                 writer.write_batch(pa.RecordBatch.from_pylist([row for _, row in batch], schema=schema))
+            except (pa.ArrowException, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{path}, row {batch[0][0]} or one of the {ROWS_AT_ONCE} from there: {error}; .parquet needs one type in"
+                    " a column (text or conversations, not both): write .jsonl"
+                ) from error
             batch = list(islice(numbered, ROWS_AT_ONCE))
-
-
-@contextmanager
-def _told(number: int, path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    try:
-        yield
-    except errors as error:
-        raise DataError(
-            f"{path}, row {number} or one of the {ROWS_AT_ONCE} from there: {error}; .parquet needs one type in a column"
-            " (text or conversations, not both): write .jsonl"
-        ) from error
 
 
 def _type(value: Any) -> Any:

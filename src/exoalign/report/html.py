@@ -12,15 +12,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from exoalign.files import replacing
+from exoalign.progress import CONTROL
 
 HERE = Path(__file__).parent
 
-# C0 (but tab and newline) as control pictures; C1, direction overrides and lone surrogates by their code.
-_VISIBLE: dict[int, str] = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
-_VISIBLE |= {0x7F: "\u2421"}
-for _code in (*range(0x80, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF):
-    _VISIBLE[_code] = f"⟨U+{_code:04X}⟩"
-_VISIBLE |= {code: f"⟨U+{code:04X}⟩" for code in range(0xD800, 0xE000)}
+# C0 (but tab and newline) and DEL as control pictures; C1, direction marks and lone surrogates by their code.
+_VISIBLE = {code: f"⟨U+{code:04X}⟩" for code in (*map(ord, CONTROL), 0xFEFF, *range(0xD800, 0xE000))}
+_VISIBLE |= {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
 
 
 def visible(text: str) -> str:

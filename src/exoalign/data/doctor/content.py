@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from exoalign.data.doctor.findings import Finding, Tally, counted
+from exoalign.data.doctor.findings import Finding, counted, finding
+from exoalign.data.set_aside import Tally
+from exoalign.progress import CONTROL
 
 COMMON = (
     "<|im_start|>",
@@ -34,8 +36,7 @@ COMMON = (
 )
 """Special tokens of widespread chat templates, looked for where no tokenizer is given."""
 
-# C0 but tab, newline and carriage return; DEL and C1; direction marks, overrides and isolates.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(f"[{''.join(sorted(CONTROL))}]")
 NAMES = {"\x00": "NUL", "\x08": "backspace", "\x1b": "ESC", "\x7f": "DEL"}
 
 
@@ -72,13 +73,15 @@ class Content:
         characters = ", ".join(f"{name_of(c)} in {n}" for c, n in _most(self._controls))
         tokens = ", ".join(f"{token} in {n}" for token, n in _most(self._tokens))
         kind = "the tokenizer's special tokens" if self._own else "special tokens of common chat templates"
-        found = self.control.finding(
+        found = finding(
             "control_characters",
+            self.control,
             f"{counted(self.control.count, 'row')} with control characters or direction marks: {characters}",
             "remove them unless the task needs them (right-to-left text has direction marks): a policy learns to write them",
         )
-        return found + self.token.finding(
+        return found + finding(
             "special_tokens",
+            self.token,
             f"{counted(self.token.count, 'row')} with {kind} as text: {tokens}",
             "here they stay plain text; take them out where another template left them, or before another program reads them",
         )

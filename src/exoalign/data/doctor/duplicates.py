@@ -14,7 +14,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from exoalign.data.doctor.findings import Finding, Tally, counted
+from exoalign.data.doctor.findings import Finding, counted, finding
+from exoalign.data.set_aside import Tally
 
 SHINGLE, NUMBERS, BANDS = 8, 64, 16
 SIMILAR = 0.8
@@ -75,18 +76,21 @@ class Duplicates:
     def findings(self, test: Duplicates | None = None) -> list[Finding]:
         """What was seen, against itself and against the prompts of a test set."""
         noun = self.noun
-        found = self.contradictions.finding(
+        found = finding(
             "contradictions",
+            self.contradictions,
             f"{counted(self.contradictions.count, 'pair')} against an earlier one: A over B there, B over A here",
             "keep one of each, or both as the label noise that they are (a larger epsilon)",
         )
-        found += self.same_rows.finding(
+        found += finding(
             "duplicate_rows",
+            self.same_rows,
             f"{counted(self.same_rows.count, 'row')} with the prompt and the completions of an earlier one",
             "remove them: they count double in training, and in both parts of a split by row",
         )
-        found += self.repeated.finding(
+        found += finding(
             "repeated_prompts",
+            self.repeated,
             f"{counted(self.repeated.count, 'row')} with the {noun} of an earlier one",
             "split by prompt, never by row; that one prompt has several groups does no harm"
             if noun == "prompt"
@@ -102,8 +106,9 @@ class Duplicates:
         for i, j in enumerate(resembling(self._stacked())):
             if i != j:
                 tally.add(f"{self._where[i]} (like {self._where[j]})")
-        return tally.finding(
+        return finding(
             "near_duplicate_prompts",
+            tally,
             f"{tally.count} of {counted(self.different, self.noun)} nearly as an earlier one, by an estimated similarity of"
             f" {SIMILAR} or more",
             "look whether they are one template or copies; keep copies on one side of a split",
@@ -122,14 +127,16 @@ class Duplicates:
             for i, j in enumerate(both[n:]):
                 if j < n and i not in exact:
                     near.add(f"{self._where[i]} (like {test._where[j]})")
-        found = same.finding(
+        found = finding(
             "test_leak",
+            same,
             f"{same.count} of {counted(self.different, self.noun)} in the test data too",
             "take them out of one of the two: what is measured on them is memory",
             "error",
         )
-        return found + near.finding(
+        return found + finding(
             "near_test_leak",
+            near,
             f"{near.count} of {counted(self.different, self.noun)} nearly as one of the test data, by an estimated"
             f" similarity of {SIMILAR} or more",
             "look whether they are copies; take those out of one of the two",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from exoalign.data.doctor.duplicates import Duplicates
-from exoalign.data.doctor.findings import FIRST, Examination, Finding, Tally, counted, graded
+from exoalign.data.doctor.findings import Examination, Finding, counted, finding, graded
 from exoalign.data.doctor.lengths import Limits, histogram, truncation_findings
 from exoalign.data.doctor.parts import Parts
-from exoalign.data.doctor.records import Record, parts_of, tokenized
+from exoalign.data.doctor.records import parts_of, tokenized
 from exoalign.data.doctor.targets import beta_r_table, epsilon_table, ess_of, reward_findings
-from exoalign.data.set_aside import SetAside
+from exoalign.data.formats import Record
+from exoalign.data.set_aside import SetAside, Tally
 from exoalign.errors import DataError
 from exoalign.groups import Group, completion_text, prompt_text
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ASIDE = (("empty", "empty_completions"), ("same text", "identical_completions"))  # in a reader's reason -> kind
-# The place comes first, and a file may be called anything
-_NOT_FINITE = re.compile(r"(?::\d+|, row \d+)[^:]*: .*\bexpected (?:a )?finite (?:number|value)", re.DOTALL)
 
 
 def examine(
@@ -74,14 +72,15 @@ def examine(
         if parts.tokens is None:
             raise DataError("budgets count tokens, and there is no tokenizer to count them; give a model")
         truncation = parts.tokens.truncation(max_prompt_tokens, max_completion_tokens)
-        findings += truncation_findings(truncation, parts.groups, parts.over_budget.where)
-    rewards, table = parts.rewards.by_k(), beta_r_table(parts.rewards.by_k())
+        findings += truncation_findings(truncation, parts.groups, parts.over_budget.first)
+    rewards = parts.rewards.by_k()
+    table = beta_r_table(rewards)
     if beta_r is not None:
         findings += reward_findings(rewards, beta_pi=beta_pi, beta_r=beta_r)
     correlation = parts.rewards.length_correlation()
     findings += parts.rewards.findings(correlation)
     chosen: float | None = beta_r or (table["suggested"] if table else None)
-    malformed, set_aside = len(aside.errors), aside.rows
+    malformed, set_aside = aside.malformed, aside.rows
     read = aside.read or parts.groups + set_aside + malformed
     lengths = parts.words if parts.tokens is None else parts.tokens
     prompt_lengths, completion_lengths, _ = lengths.arrays()
@@ -135,17 +134,17 @@ def examine_fast(
 
 def _reader_findings(aside: SetAside, parts: Parts) -> list[Finding]:
     """Malformed rows and rows set aside, as the reader told them; and a data set without any group."""
-    infinite, malformed = Tally(), Tally()
-    for message in aside.errors:
-        (infinite if _NOT_FINITE.search(message) else malformed).add(message)
-    found = malformed.finding(
+    malformed, infinite = (aside.errors.get(kind, Tally()) for kind in ("malformed", "not_finite"))
+    found = finding(
         "malformed",
+        malformed,
         counted(malformed.count, "malformed row"),
         "mend or remove them: training stops at the first",
         "error",
     )
-    found += infinite.finding(
+    found += finding(
         "not_finite",
+        infinite,
         f"{counted(infinite.count, 'row')} with a number that is not finite",
         "give these completions a finite reward, or remove the rows: training stops at the first",
         "error",
@@ -155,7 +154,6 @@ def _reader_findings(aside: SetAside, parts: Parts) -> list[Finding]:
         found.append(Finding("no_groups", text, "see what was set aside and what is malformed", "error"))
     for reason, rows in aside.reasons.items():
         kind = next((kind for words, kind in _ASIDE if words in reason), "set_aside")
-        text = f"{counted(len(rows), 'row')} set aside: {reason}"
-        remedy = "nothing is trained on them; mend them if that is not meant"
-        found.append(Finding(kind, text, remedy, "warning", len(rows), tuple(rows[:FIRST])))
+        text = f"{counted(rows.count, 'row')} set aside: {reason}"
+        found += finding(kind, rows, text, "nothing is trained on them; mend them if that is not meant")
     return found

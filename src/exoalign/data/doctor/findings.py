@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from exoalign.data.set_aside import Tally
 
 Grade = Literal["error", "warning", "note"]
 GRADES: tuple[Grade, ...] = ("error", "warning", "note")
-FIRST = 5
-"""How many rows a finding names."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,9 @@ class Finding:
         return f"{self.text}; {self.remedy}"
 
 
-@dataclass
-class Tally:
-    """Counts rows and remembers where the first of them stand."""
-
-    count: int = 0
-    where: list[str] = field(default_factory=list)
-
-    def add(self, where: str) -> None:
-        """Count one row."""
-        self.count += 1
-        if len(self.where) < FIRST:
-            self.where.append(where)
-
-    def finding(self, kind: str, text: str, remedy: str, grade: Grade = "warning") -> list[Finding]:
-        """The finding, or nothing when nothing was counted."""
-        return [Finding(kind, text, remedy, grade, self.count, tuple(self.where))] if self.count else []
+def finding(kind: str, rows: Tally, text: str, remedy: str, grade: Grade = "warning") -> list[Finding]:
+    """The finding of these rows, or nothing when there are none."""
+    return [Finding(kind, text, remedy, grade, rows.count, tuple(rows.first))] if rows.count else []
 
 
 @dataclass(frozen=True)

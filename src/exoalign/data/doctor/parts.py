@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from exoalign.data.doctor.content import Content
 from exoalign.data.doctor.duplicates import Duplicates
-from exoalign.data.doctor.findings import Finding, Tally, counted
+from exoalign.data.doctor.findings import Finding, counted, finding
 from exoalign.data.doctor.lengths import Lengths, Limits
-from exoalign.data.doctor.records import Record, contents_of, kind_of_record, parts_of, preferred_of, special_tokens
+from exoalign.data.doctor.records import contents_of, kind_of_record, parts_of, preferred_of, special_tokens
 from exoalign.data.doctor.rewards import Rewards
-from exoalign.data.formats import PromptRow
+from exoalign.data.formats import PromptRow, Record
+from exoalign.data.set_aside import Tally
 from exoalign.data.template import RolesError
 from exoalign.data.tokenize import content_ids, prompt_ids
 from exoalign.errors import DataError
@@ -94,11 +95,8 @@ class Parts:
         return None, [sum(len(content_ids(self.tokenizer, text)) for text in contents_of(record.text))]
 
     def _hold_against_limits(self, where: str, prompt: int | None, completions: list[int]) -> None:
-        asked, longest, limits = (
-            prompt or 0,
-            max(completions, default=1),
-            self.limits,
-        )  # a prompt alone wants one token more
+        asked, limits = prompt or 0, self.limits
+        longest = max(completions, default=1)  # a prompt alone wants one token more
         if limits.context is not None and asked + longest > limits.context:
             self.over_context.add(where)
         over_prompt = limits.prompt is not None and asked > limits.prompt
@@ -107,38 +105,44 @@ class Parts:
 
     def findings(self, test: Duplicates | None) -> list[Finding]:
         """What is wrong with single groups, with repetitions (also of the prompts of `test`) and with the texts."""
-        found = self.refused.finding(
+        found = finding(
             "cannot_be_tokenized",
+            self.refused,
             f"{counted(self.refused.count, 'row')} that cannot be tokenised for this model",
             "mend or remove them: training would stop at the first",
             "error",
         )
-        found += self.over_context.finding(
+        found += finding(
             "over_context",
+            self.over_context,
             f"{counted(self.over_context.count, 'row')} longer than the model's context of {self.limits.context} tokens,"
             " prompt and longest completion together",
             "set budgets (data.max_prompt_tokens, data.max_completion_tokens) and data.truncation, or take a model with a"
             " longer context: training stops at the first",
             "error",
         )
-        found += self.single.finding(
+        found += finding(
             "single_completion",
+            self.single,
             f"{counted(self.single.count, 'group')} with one completion only, which holds no preference",
             "give each prompt at least two, or take these rows for SFT; training on preferences stops at the first",
             "error",
         )
-        found += self.empty.finding(
+        found += finding(
             "empty_completions",
+            self.empty,
             f"{counted(self.empty.count, 'group')} with a completion that has no text",
             "remove it, unless saying nothing is an answer",
         )
-        found += self.same.finding(
+        found += finding(
             "identical_completions",
+            self.same,
             f"all completions are the same in {counted(self.same.count, 'group')}",
             "remove them: they teach nothing",
         )
-        found += self.repeated.finding(
+        found += finding(
             "repeated_completions",
+            self.repeated,
             f"a completion stands more than once in {counted(self.repeated.count, 'group')}",
             "it then counts more than once in the target: keep one of each, or sample at a higher temperature",
             "note",

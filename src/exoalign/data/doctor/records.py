@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from exoalign.data.doctor.findings import Tally
-from exoalign.data.formats import PromptRow, TextRow
+from exoalign.data.formats import PromptRow, Record
+from exoalign.data.set_aside import Tally
 from exoalign.data.template import RolesError
 from exoalign.data.tokenize import tokenize
 from exoalign.data.turns import roles
@@ -17,9 +17,6 @@ from exoalign.groups import Completion, Group, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Record = Group | PromptRow | TextRow
-"""One group, prompt or text."""
 
 CHUNK = 1_000  # groups tokenised at a time
 

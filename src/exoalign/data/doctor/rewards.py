@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exoalign.data.doctor.findings import Finding, Tally, counted
+from exoalign.data.doctor.findings import Finding, counted, finding
+from exoalign.data.set_aside import Tally
 from exoalign.estimators import Interval, cluster_bootstrap
 
 Matrix = NDArray[np.float64]
@@ -101,18 +102,21 @@ class Rewards:
 
     def findings(self, correlation: tuple[Interval, int] | None) -> list[Finding]:
         """What is wrong with the rewards; `correlation` is `length_correlation()`."""
-        found = self.all_equal.finding(
+        found = finding(
             "all_equal_rewards",
+            self.all_equal,
             f"all rewards are equal in {self.all_equal.count} of {counted(self.groups, 'group')}",
             "they teach nothing: remove them, or use a reward that tells these completions apart",
         )
-        found += self.against.finding(
+        found += finding(
             "score_against_choice",
+            self.against,
             f"the rejected reply has the higher score in {counted(self.against.count, 'pair')}",
             "decide which of the two labels is right; exo_pref follows the choice, exo_rw the scores",
         )
-        found += self.unlike.finding(
+        found += finding(
             "unlike_rewards",
+            self.unlike,
             f"the same completion has different rewards in {counted(self.unlike.count, 'group')}",
             "the reward is noisy there: average it, or keep one of them",
         )
