@@ -13,8 +13,6 @@ from typing import Any
 
 from exoalign import Group, load_tokenizer, read_groups, tokenize
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-
 
 @dataclass(frozen=True)
 class Case:

@@ -7,17 +7,13 @@ One process a measurement, other rows each round; see steps.py for what is count
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from cases import DATA
-from processes import measured
-
-from exoalign.models import resolve
+from processes import measured, run
 
 SHARES = {"hh_fp32": 0.8, "hh_bf16": 0.6, "k8_long_prompt": 0.6}
 """The cases, and the share of the floor that is aimed at."""
@@ -45,19 +41,5 @@ def shares(model: str, data: Path, rounds: int) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each case (default 5)")
-    parser.add_argument("--model", default="demo", help="a folder, a hub id or `demo`")
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the data")
-    options = parser.parse_args()
-    found = shares(resolve(options.model), options.data, options.rounds)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, shares, rounds=5)

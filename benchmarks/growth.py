@@ -8,17 +8,13 @@ group that is larger goes through the model twice); prompts of 64 ... 1,024 toke
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from cases import DATA
-from processes import measured
-
-from exoalign.models import resolve
+from processes import measured, run
 
 K, PROMPTS = (2, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024)
 PROMPT, REPLY, SMALL = 256, 64, 1024
@@ -58,19 +54,5 @@ def _line(rows: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each point (default 3)")
-    parser.add_argument("--model", default="demo", help="a folder, a hub id or `demo`")
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the data")
-    options = parser.parse_args()
-    found = growth(resolve(options.model), options.data, options.rounds)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, growth, rounds=3)

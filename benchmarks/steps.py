@@ -3,7 +3,7 @@
 The step is `train.gradient.accumulate` as ExoTrainer calls it, with the objective's loss and reference log-probs of zero. It
 also counts the floating-point operations that no way of computing the same gradient can leave out.
 
-Shape legend: N unique tokens, M tokens that predict one, P pairs of a token and one that it sees.
+Shape legend: N unique tokens, M tokens that predict one or more.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from exoalign.models import quiet_libraries
 from exoalign.train.gradient import accumulate
 
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "attention kernels": ("flash_attention",),
+    "all matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "flash attention": ("flash_attention",),
     "elementwise": (
         "aten::mul",
         "aten::add",
@@ -42,7 +42,7 @@ KINDS = {
         "aten::pow",
         "aten::rsqrt",
     ),
-    "softmaxes": ("aten::exp_", "aten::amax", "aten::sum", "aten::log"),
+    "exponentials and sums": ("aten::exp_", "aten::amax", "aten::sum", "aten::log"),
     "copies and conversions": ("aten::copy_", "aten::cat", "aten::index", "aten::clone"),
 }
 OTHER = "other"
@@ -63,11 +63,13 @@ def operations(model: Any, batch: GroupBatch) -> tuple[float, int]:
 
     A matrix product of the forward has two of its size in the backward. Layers are counted on unique tokens, but the last
     one's on those that predict (its keys and values on all), the head on those; attention as its two products forward and four
-    backward for each pair and head.
+    backward for each pair and head, in the last layer the pairs of those that predict.
     """
     packed, config = pack(batch), model.config
-    n, m = packed.input_ids.shape[1], len(packed.predictors)
-    pairs = int((packed.position_ids + 1).sum())
+    predictors = packed.predictors.unique()  # a prompt's last token predicts for all its completions
+    n, m = packed.input_ids.shape[1], len(predictors)
+    seen = packed.position_ids[0] + 1
+    pairs = (config.num_hidden_layers - 1) * int(seen.sum()) + int(seen[predictors].sum())
     layers = [
         p.numel() for name, p in model.base_model.named_parameters() if name.startswith("layers.") and p.dim() == 2
     ]
@@ -79,7 +81,7 @@ def operations(model: Any, batch: GroupBatch) -> tuple[float, int]:
     head = config.vocab_size * config.hidden_size
     size = config.num_attention_heads * config.head_dim
     products = 6.0 * (n * sum(layers) - (n - m) * sum(last) + m * head)
-    return products + 12.0 * pairs * size * config.num_hidden_layers, n
+    return products + 12.0 * pairs * size, n
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:

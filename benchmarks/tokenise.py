@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import HERE, measured, peak_bytes, report
+from processes import DATA, measured, peak_bytes, report
 
-DATA = HERE.parents[1] / "shared" / "data" / "hh_harmless_train.jsonl.gz"
+ROWS = DATA / "hh_harmless_train.jsonl.gz"
 TARGETS = {"first run": (90.0, 2e9), "second run": (5.0, 2e9)}
 FIRST = "\n\nHuman:"
 
@@ -62,7 +62,7 @@ def run(path: Path, cache: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--data", type=Path, default=ROWS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

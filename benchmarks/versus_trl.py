@@ -9,16 +9,14 @@ One process a measurement, ABAB order, other rows each round. Needs the developm
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from cases import CASES, DATA
-from processes import measured
+from cases import CASES
+from processes import measured, parser
 
 from exoalign.models import resolve
 
@@ -43,13 +41,9 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print a table, write JSON after each case."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--case", choices=list(CASES), help="this case only")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides (default 5)")
-    parser.add_argument("--model", default="demo", help="a folder, a hub id or `demo`")
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the data")
-    options = parser.parse_args()
+    command = parser(__doc__, rounds=5)
+    command.add_argument("--case", choices=list(CASES), help="this case only")
+    options = command.parse_args()
     model = resolve(options.model)
     results: dict[str, Any] = {}
     for name in [options.case] if options.case else CASES:

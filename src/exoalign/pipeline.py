@@ -15,7 +15,7 @@ from exoalign import adapters, stages
 from exoalign.config import Recipe
 from exoalign.data.show import render_group
 from exoalign.data.table import read_table
-from exoalign.errors import DataError
+from exoalign.errors import ConfigError, DataError
 from exoalign.estimate.preflight import Estimate, skeleton
 from exoalign.estimate.shapes import DataShape, shape_of
 from exoalign.files import write_text
@@ -87,7 +87,11 @@ def estimate(recipe: Recipe, shape: DataShape | None = None) -> Estimate:
     Raises:
         ExoalignError: if the model, the data or a setting is wrong, or the model's architecture allows no estimate.
     """
-    section = recipe.model
+    section, lora = recipe.model, recipe.align.lora
+    if lora is not None and lora.quantize is not None:
+        raise ConfigError(
+            f"align.lora.quantize={lora.quantize}: an estimate counts weights of 32 bits, not of 4; leave it out to have that"
+        )
     arguments = stages.training_arguments(recipe, bf16=_bf16(recipe))
     model: Any = skeleton(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
     if (adapter := adapter_settings(recipe)) is not None:

@@ -26,9 +26,7 @@ ROWS = [
 
 def result_tables(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the metrics, the warnings and where everything lies."""
-    console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # nothing is cut where there is no screen
+    console = _console(console)
     metrics = result["metrics"]
     if "aligned" in metrics:
         console.print(_samples_table(metrics))
@@ -38,6 +36,13 @@ def result_tables(result: Mapping[str, Any], console: Console | None = None) -> 
         console.print(Text(f"warning: {plain(warning)}", style="yellow"))
     for name in ("model", "report"):
         console.print(Text(f"{name}: {plain(str(result[name]))}"), soft_wrap=True)
+
+
+def _console(given: Console | None = None) -> Console:
+    console = given or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # nothing is cut where there is no screen
+    return console
 
 
 def _samples_table(metrics: Mapping[str, Any]) -> Table:
@@ -76,11 +81,9 @@ def interval(value: Mapping[str, float] | None) -> str:
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}
 
 
-def examination_tables(examination: Examination, console: Console | None = None) -> None:
+def examination_tables(examination: Examination) -> None:
     """Print what the doctor counted and found; names of files and texts from the data are inert."""
-    console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
+    console = _console()
     overview = Table(
         box=box.SIMPLE_HEAD, title=Text(plain(examination.source)), title_justify="left", show_header=False
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from exoalign import adapters, pipeline
 from exoalign.errors import ConfigError, ModelError
 from exoalign.estimate import preflight
 from exoalign.estimate.lines import count, lines, size, warning
@@ -178,6 +179,27 @@ def test_what_is_no_language_model_is_told(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(ModelError, match="no model can be laid out from its configuration"):
         skeleton(str(tmp_path))
+
+
+def test_an_adapter_folder_is_its_base_with_the_adapter_on_it(tiny_model, tmp_path):
+    adapted = adapters.wrap(tiny_model, adapters.lora_config(r=2, alpha=4, dropout=0.0, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    settings = {**SETTINGS, "memory": 10**10, "tokens_per_pass": 60}
+    shape = even_shape(groups=10, prompt=20, k=4, completion=11)
+    found = estimate(skeleton(str(tmp_path / "adapter")), shape, **settings)
+    assert found.trainable == 2 * 2 * (32 + 32)  # in either layer two matrices of 32 x 2
+    assert found == estimate(adapted, shape, **settings)
+
+
+def test_weights_of_4_bits_are_not_estimated(tiny_folder, tmp_path):
+    (tmp_path / "pairs.jsonl").touch()
+    values = {
+        "model": {"path": str(tiny_folder)},
+        "data": {"train": str(tmp_path / "pairs.jsonl")},
+        "align": {"objective": "exo_pref", "lora": {"quantize": "4bit"}},
+    }
+    with pytest.raises(ConfigError, match=r"align\.lora\.quantize=4bit: an estimate counts weights of 32 bits"):
+        pipeline.estimate(build_recipe(values), even_shape())
 
 
 def run_align(tmp_path, tiny_folder, capfd, caplog):

@@ -66,7 +66,7 @@ def test_activations_are_what_autograd_saves(shape, bf16):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_highest_point_is_that_of_a_real_pass(bf16):
-    """Real tensors, all that are alive: with a tile of 512 x 5000 logits and gradients that are there already."""
+    """Real tensors, all that are alive: with tiles of 720 x 2048 logits and gradients that are there already."""
     config, shape = llama(vocab_size=5000), PassShape(100, 24, 30)
     model = AutoModelForCausalLM.from_config(config)
     assert shares_prefix(model)

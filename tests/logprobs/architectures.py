@@ -18,6 +18,7 @@ from transformers.masking_utils import eager_mask
 from transformers.models.cohere import modeling_cohere
 
 from exoalign import Group
+from exoalign.logprobs.engine import shares_prefix
 
 VOCABULARY = 23
 LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -92,6 +93,8 @@ UNFIT = {
     "llama4_text": {**GROUPED, "num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 4},
 }
 SETTINGS = {**MODELS, **MIXTURES, **UNFIT}
+# Two turns, for stems that pay.
+A, B = (3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7, 9, 3)
 PAD = 17  # a token like any other: padding must not be seen, whatever fills it
 
 
@@ -187,6 +190,20 @@ def build(kind, *, seed=0, dtype=torch.float64, attention=None, **settings):
                 weight.add_(0.2 * torch.randn_like(weight)) if "sinks" not in name else weight.copy_(torch.randn(4))
     model = model.to(dtype).eval()
     return in_float64(model) if dtype == torch.float64 else model
+
+
+def build_fast(kind, **arguments):
+    """As `build`, on the attention that a user's model has. Gemma 2 is on eager: sdpa cannot cap scores."""
+    if kind == "gemma2":
+        arguments["attention"] = "eager"
+    return build(kind, **arguments)
+
+
+def fast(kind, **arguments):
+    """As `build_fast`, and its log-probs go by packed rows."""
+    model = build_fast(kind, **arguments)
+    assert shares_prefix(model)
+    return model
 
 
 def encoder_decoder():

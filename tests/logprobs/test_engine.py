@@ -18,6 +18,7 @@ from architectures import (
     assert_same,
     assert_same_gradients,
     build,
+    build_fast,
     encoder_decoder,
     gradients,
     group_of,
@@ -37,30 +38,6 @@ from exoalign.models import without_dropout
 ALL = pytest.mark.parametrize("kind", MODELS)
 LONGER = [*GROUPS, group_of((5, 6, 7, 8, 9), (1,), (2,)), group_of((1, 2), (3, 4, 5))]
 naive_logprobs, naive_comparison = rows.completion_logprobs, rows.compare_policies
-
-
-def build_fast(kind, **arguments):
-    """As `build`, on the attention that a user's model has. Gemma 2 is on eager: sdpa cannot cap scores."""
-    if kind == "gemma2":
-        arguments["attention"] = "eager"
-    return build(kind, **arguments)
-
-
-@pytest.fixture
-def no_rows(monkeypatch):
-    """Decides for the shared prefix, then takes the rows away."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("computed by padded rows")
-
-    def decide(*models):
-        for model in models:
-            assert shares_prefix(model)
-            assert model.config._attn_implementation == "exoalign"
-        monkeypatch.setattr(engine.rows, "completion_logprobs", refuse)
-        monkeypatch.setattr(engine.rows, "compare_policies", refuse)
-
-    return decide
 
 
 def test_the_package_exports_these():

@@ -8,9 +8,12 @@ from architectures import (
     PAD,
     TRAJECTORIES,
     UNFIT,
+    A,
+    B,
     assert_same,
     assert_same_gradients,
     build,
+    fast,
     gradients,
     group_of,
     one_by_one,
@@ -24,7 +27,6 @@ from exoalign.logprobs import engine, pack, rows, trie
 from exoalign.logprobs.engine import compare_policies, completion_logprobs, shares_prefix
 from exoalign.logprobs.passes import logprobs_in_passes
 
-A, B = (3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7, 9, 3)
 USER = "00000000"
 # Turns A and B: stems of which each completion counts another part, equal tokens under other masks, one that ends in a stem.
 STEMS = group_of(
@@ -61,24 +63,6 @@ EVERY_MODEL_AND_EVERY_BATCH = [
 ]
 
 
-def fast(kind, **arguments):
-    model = build(kind, **({"attention": "eager"} if kind == "gemma2" else {}), **arguments)
-    assert shares_prefix(model)
-    return model
-
-
-@pytest.fixture
-def no_rows(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("computed by padded rows")
-
-    def away():
-        monkeypatch.setattr(engine.rows, "completion_logprobs", refuse)
-        monkeypatch.setattr(engine.rows, "compare_policies", refuse)
-
-    return away
-
-
 @pytest.mark.parametrize(("kind", "name"), EVERY_MODEL_AND_EVERY_BATCH)
 def test_packed_and_padded_rows_are_single_sequences_in_values_and_gradients(kind, name, no_rows):
     groups = BATCHES[name]
@@ -88,7 +72,7 @@ def test_packed_and_padded_rows_are_single_sequences_in_values_and_gradients(kin
     padded = rows.completion_logprobs(oracle, batch, temperature=0.7)
     assert_same(padded.detach(), truth.detach())
     assert_same_gradients(gradients(oracle, padded), expected)
-    no_rows()
+    no_rows(model)
     packed = completion_logprobs(model, batch, temperature=0.7)
     assert_same(packed.detach(), truth.detach())
     assert_same_gradients(gradients(model, packed), expected)
@@ -131,7 +115,7 @@ def test_the_kl_is_over_the_tokens_that_count(kind, group, no_rows):
     expected = comparison_by_hand(*oracles, group, 0.7)
     for values, truth in zip(rows.compare_policies(*oracles, batch, temperature=0.7), expected, strict=True):
         assert_same(values, truth)
-    no_rows()
+    no_rows(*policies)
     for values, truth in zip(compare_policies(*policies, batch, temperature=0.7), expected, strict=True):
         assert_same(values, truth)
 

@@ -6,9 +6,12 @@ from architectures import (
     MIXTURES,
     MODELS,
     PAD,
+    A,
+    B,
     assert_same,
     assert_same_gradients,
     build,
+    fast,
     gradients,
     group_of,
     one_by_one,
@@ -21,7 +24,6 @@ from exoalign.logprobs import pack, rows, trie
 from exoalign.logprobs.engine import compare_policies, completion_logprobs, shares_prefix
 from exoalign.models import without_dropout
 
-A, B = (3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7, 9, 3)
 SYSTEM = (2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9, 0, 4, 5)
 # A stem in a stem, one that ends where others go on, equal completions, single tokens, and one with nothing in common.
 TREE = group_of((3, 1, 4), (*A, *B, 2, 3), (*A, *B, 8, 4, 6), (*A, 5), (7,), A, (*A, *B), (6, 2, 6), A)
@@ -43,28 +45,11 @@ BATCHES = {
 ALL_BATCHES = pytest.mark.parametrize("groups", BATCHES.values(), ids=BATCHES)
 
 
-def fast(kind, **arguments):
-    model = build(kind, **({"attention": "eager"} if kind == "gemma2" else {}), **arguments)
-    assert shares_prefix(model)
-    return model
-
-
-@pytest.fixture(autouse=True)
-def no_rows(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("computed by padded rows")
-
-    def away():
-        monkeypatch.setattr(rows, "completion_logprobs", refuse)
-
-    return away
-
-
 @ALL_BATCHES
 @pytest.mark.parametrize("kind", MODELS)
 def test_values_and_gradients_are_those_of_single_sequences(kind, groups, no_rows):
     model, oracle = fast(kind), build(kind)
-    no_rows()
+    no_rows(model)
     values, truth = (
         completion_logprobs(model, collate(groups, pad_id=PAD), temperature=0.7),
         one_by_one(oracle, groups, 0.7),
@@ -77,7 +62,7 @@ def test_values_and_gradients_are_those_of_single_sequences(kind, groups, no_row
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_mixtures_of_experts_do_so_in_float32(kind, groups, no_rows):
     model, oracle = fast(kind, dtype=torch.float32), build(kind, dtype=torch.float32)
-    no_rows()
+    no_rows(model)
     values, truth = completion_logprobs(model, collate(groups, pad_id=PAD)), one_by_one(oracle, groups)
     assert_same(values.detach(), truth.detach(), 1e-6)
     assert_same_gradients(gradients(model, values), gradients(oracle, truth), 1e-4)  # sinks sum over all that is seen

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from exoalign import adapters
 from exoalign.errors import ModelError
 from exoalign.estimate.budget import ADAM_BYTES, BASELINE, largest_pass, recomputes
 from exoalign.estimate.memory import memory_for
@@ -97,10 +99,18 @@ class Estimate:
 def skeleton(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """A causal language model without weights (on the meta device) from its configuration: config.json is enough.
 
+    A folder with an adapter gives its base with the adapter on it, trainable, as `load_model` does.
+
     Raises:
-        ModelError: if there is no configuration, or none of a causal language model.
+        ModelError: if there is no configuration, or none of a causal language model; if an adapter is not its base's.
     """
     source = resolve(path)
+    if adapters.is_adapter_folder(source):
+        base, base_revision = adapters.base_of(source)
+        below = skeleton(base, revision=base_revision, trust_remote_code=trust_remote_code)
+        with warnings.catch_warnings():  # PyTorch warns that the adapter's weights, too, come to nothing
+            warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
+            return adapters.attach(below, source)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):

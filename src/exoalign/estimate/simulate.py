@@ -22,8 +22,7 @@ from exoalign.errors import ModelError
 from exoalign.estimate.live import Live
 from exoalign.groups import GroupBatch
 from exoalign.logprobs import attention, rows
-from exoalign.logprobs.adapted_head import adapted_head_of
-from exoalign.logprobs.engine import hidden_states
+from exoalign.logprobs.engine import hidden_states, other_layers, unfit, windows_of, within
 from exoalign.logprobs.head import Head, token_logprobs
 from exoalign.logprobs.pack import pack
 from exoalign.models import autocast
@@ -102,7 +101,7 @@ def simulate(model: Any, shape: PassShape, *, bf16: bool, device: torch.device, 
     Raises:
         ModelError: if the model cannot run on tensors without data.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter of peft
+    model = within(model)
     layers = _layers_alike(model)
     depths = [None] if layers is None else list(DEPTHS)
     torchs = logging.getLogger("torch._subclasses.fake_tensor")  # tells at length what is told below in a line
@@ -169,7 +168,7 @@ def _run(
 ) -> Simulated:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    shared = _takes_packed_rows(model)
+    shared = not (unfit(model) or other_layers(model))  # what needs no weights of what `engine` asks
     prepare = _packed_pass if shared else _rows_pass
     forward, finish = prepare(model, shape)
     live = Live()
@@ -221,11 +220,11 @@ def _packed_pass(model: Any, shape: PassShape) -> _Pass:
     packed = pack(_group(shape))
     assert packed.layout.calls  # made of real numbers, like the blocks: their sizes depend on them
     for number in range(len(packed.layout.branches)):
-        for window in _windows(model):  # the sizes of a block depend on numbers, so it is made of real ones
+        for window in {None, *windows_of(model)}:  # the sizes of a block depend on numbers, so it is made of real ones
             attention._block_of(packed.layout, number, window, torch.device("cpu"))
 
     def body(fake: Any) -> tuple[Tensor, Head]:
-        return hidden_states(fake, packed.to(_device(fake)))
+        return hidden_states(fake, packed.to(rows.device_of(fake)))
 
     def finish(fake: Any, found: tuple[Tensor, Head]) -> Tensor:
         states, head = found
@@ -239,7 +238,7 @@ def _rows_pass(model: Any, shape: PassShape) -> _Pass:
     laid = rows.rows_of(_group(shape), torch.device("cpu"))
 
     def body(fake: Any) -> Tensor:
-        device = _device(fake)
+        device = rows.device_of(fake)
         return rows.row_logits(fake, rows.Rows(*(getattr(laid, n).to(device) for n in laid.__dataclass_fields__)))
 
     def finish(fake: Any, logits: Tensor) -> Tensor:
@@ -270,24 +269,3 @@ def _without_data(model: Any, device: torch.device, layers: torch.nn.ModuleList 
     if layers is not None:
         memo[id(layers)] = torch.nn.ModuleList(copy.deepcopy(layer, memo) for layer in layers[:depth])
     return copy.deepcopy(model, memo)
-
-
-def _takes_packed_rows(model: Any) -> bool:
-    """What `engine` asks before its numeric probe, which needs weights."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    can_set = getattr(inner, "_can_set_attn_implementation", lambda: False)
-    kinds = set(getattr(inner.config.get_text_config(), "layer_types", None) or ())
-    return (
-        bool(can_set()) and adapted_head_of(inner) is not None and not kinds - {"full_attention", "sliding_attention"}
-    )
-
-
-def _windows(model: Any) -> set[int | None]:
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or None
-    return {None, window}
-
-
-def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
-    return device

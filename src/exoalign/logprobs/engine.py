@@ -23,6 +23,7 @@ from exoalign.logprobs import attention, rows
 from exoalign.logprobs.adapted_head import adapted_head_of, head_state
 from exoalign.logprobs.head import Head, token_comparison, token_logprobs
 from exoalign.logprobs.pack import Pack, pack
+from exoalign.logprobs.rows import device_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def completion_logprobs(model: torch.nn.Module, batch: GroupBatch, *, temperatur
     """
     if not shares_prefix(model):
         return rows.completion_logprobs(model, batch, temperature=temperature)
-    return _shared(model, pack(batch).to(_device(model)), batch.shape, temperature)
+    return _shared(model, pack(batch).to(device_of(model)), batch.shape, temperature)
 
 
 def _shared(model: torch.nn.Module, packed: Pack, shape: tuple[int, int], temperature: float) -> Tensor:
@@ -68,7 +69,7 @@ def compare_policies(
     """Log-ratio and exact per-step KL of each completion: see `rows.compare_policies`, whose fast twin this is."""
     if not (shares_prefix(policy) and shares_prefix(reference)):
         return rows.compare_policies(policy, reference, batch, temperature=temperature)
-    packed = pack(batch).to(_device(policy))
+    packed = pack(batch).to(device_of(policy))
     hidden, head = hidden_states(policy, packed)
     other_hidden, other_head = hidden_states(reference, packed)
     ratio, kl = token_comparison(hidden, head, other_hidden, other_head, packed.targets, temperature=temperature)
@@ -76,14 +77,14 @@ def compare_policies(
     return packed.sums(ratio.double().cpu(), batch.shape), packed.sums(kl.double().cpu(), batch.shape)
 
 
-def _within(model: Any) -> Any:
+def within(model: Any) -> Any:
     """The model of transformers itself where peft wraps it: an adapter sits in its layers."""
     return model.get_base_model() if is_adapted(model) else model
 
 
 def _state(wrapped: Any) -> object:
     """What a verdict holds for: sharding changes the class in place, anyone may set another attention, type or adapter."""
-    model = _within(wrapped)
+    model = within(wrapped)
     if not isinstance(model, PreTrainedModel):
         return type(model)
     kinds = tuple(settings.peft_type for settings in (getattr(wrapped, "peft_config", None) or {}).values())
@@ -100,12 +101,8 @@ def _unknown_adapter(wrapped: Any) -> str:
     return ""
 
 
-@torch.no_grad()
-def _examine(wrapped: Any) -> str:
-    """Why the model cannot share prompts, or nothing where it can: tried on two small groups. One that can is set to it."""
-    if reason := _unknown_adapter(wrapped):
-        return reason
-    model = _within(wrapped)
+def unfit(model: Any) -> str:
+    """Why the model, without its adapter, cannot share prompts, as far as that can be told without weights; or nothing."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):  # DistributedDataParallel, whose forward must run
         return f"{name} wraps a model or is none of transformers"
@@ -113,9 +110,34 @@ def _examine(wrapped: Any) -> str:
         return f"the attention of {name} does not follow the interface of transformers"
     if adapted_head_of(model) is None:
         return f"the head of {name} is no plain linear layer, or has an adapter that is more than plain LoRA"
+    return ""
+
+
+def other_layers(model: Any) -> str:
+    """Why the layers cannot share prompts: they look back some other way than all of it or a window; or nothing."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    other = kinds - {"full_attention", "sliding_attention"}
+    return f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}" if other else ""
+
+
+def windows_of(model: Any) -> set[int | None]:
+    """The windows of the layers in tokens, None without one, as the configuration has them."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or None
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention",)
+    return {window if kind == "sliding_attention" else None for kind in kinds}
+
+
+@torch.no_grad()
+def _examine(wrapped: Any) -> str:
+    """Why the model cannot share prompts, or nothing where it can: tried on two small groups. One that can is set to it."""
+    model = within(wrapped)
+    if reason := _unknown_adapter(wrapped) or unfit(model):
+        return reason
+    name = type(model).__name__
     before = _implementations(model)
     batch = _probe(model)
-    packed = pack(batch).to(_device(model))
+    packed = pack(batch).to(device_of(model))
     reason = "its examination was broken off"
     try:
         with _plainly(wrapped):
@@ -152,13 +174,9 @@ def _other_head(model: Any, packed: Pack) -> str:
 
 def _unseen(model: Any, packed: Pack) -> str:
     """What a probe of a few tokens cannot show: a layer that looks back some other way than our attention was told."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None) or None
-    if kinds - {"full_attention", "sliding_attention"}:
-        return f"{type(model).__name__} has layers of {', '.join(sorted(kinds))}"
-    expected = {window if kind == "sliding_attention" else None for kind in kinds} or {window}
-    told = packed.layout.windows
+    if reason := other_layers(model):
+        return reason
+    expected, told = windows_of(model), packed.layout.windows
     if not told:
         return f"{type(model).__name__} keeps the layout from its attention"
     if told != expected:
@@ -188,7 +206,7 @@ def _plainly(model: Any) -> Iterator[None]:
         model.eval()
         if "_original_forward" in model.__dict__:
             model.forward = model._original_forward
-        with torch.autocast(_device(model).type, enabled=False):
+        with torch.autocast(device_of(model).type, enabled=False):
             yield
     finally:
         for module, flag in training.items():
@@ -213,7 +231,7 @@ def _probe(model: Any) -> GroupBatch:
 
 def hidden_states(wrapped: Any, packed: Pack) -> tuple[Tensor, Head]:
     """Hidden states that predict the completion tokens [M, E], and the head; both wider under an adapter on the head."""
-    model = _within(wrapped)
+    model = within(wrapped)
     adapted = adapted_head_of(model)
     assert adapted is not None
     states = model.base_model(
@@ -224,7 +242,3 @@ def hidden_states(wrapped: Any, packed: Pack) -> tuple[Tensor, Head]:
         layout=packed.layout,
     ).last_hidden_state
     return adapted.states(states[0, packed.predictors]), adapted.head
-
-
-def _device(model: torch.nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from exoalign.logprobs.pack import Bounds, Layout
+from exoalign.logprobs.pack import Layout
+from exoalign.logprobs.segments import Bounds
 
 WHOLE_ROW = -1
 """Stands for a branch number in `Layout.blocks`."""

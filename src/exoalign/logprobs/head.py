@@ -180,8 +180,9 @@ class _TiledLogProb(torch.autograd.Function):
         for rows, v in _tiles(len(hidden), len(weight), tile):
             part = head.columns(v, hidden.dtype)
             z, bent = part.logits(hidden[rows], temperature)
-            _put(z, target[rows], _inside(targets[rows], v))
-            mean.add(rows, z, partial(_other_weights, part.weight, bent, targets[rows], v) if ready else None)
+            place = _inside(targets[rows], v)
+            _put(z, target[rows], place)
+            mean.add(rows, z, partial(_other_weights, part.weight, bent, place) if ready else None)
         if ready:
             share = -torch.expm1(target - mean.lse)  # 1 - p(target)
             share = share if bent_target is None else share * (1 - bent_target * bent_target)
@@ -237,22 +238,25 @@ def _dot(values: Tensor, weights: Tensor) -> Tensor:
     return (weights * values).sum(-1, keepdim=True)
 
 
-def _other_weights(weight: Tensor, bent: Tensor | None, targets: Tensor, v: slice, weights: Tensor) -> Tensor:
+_Place = tuple[tuple[Tensor, Tensor], Tensor]
+
+
+def _other_weights(weight: Tensor, bent: Tensor | None, place: _Place, weights: Tensor) -> Tensor:
     """sum_v w_v weight_v over a tile without the targets, capped logits by their slope: [m, v] -> [m, E]."""
-    at, hit = _inside(targets, v)
+    at, hit = place
     weights[at] *= ~hit
     weights = weights if bent is None else weights.mul_(1 - bent * bent)
     return (weights.to(weight.dtype) @ weight).to(weights.dtype)
 
 
-def _inside(targets: Tensor, v: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def _inside(targets: Tensor, v: slice) -> _Place:
     """For each position a place in a tile of columns v, and [m] whether it is the target's (else any place serves)."""
     column = targets - v.start
     hit = (column >= 0) & (column < v.stop - v.start)
     return (torch.arange(len(targets), device=targets.device), column.clamp(0, v.stop - v.start - 1)), hit
 
 
-def _put(z: Tensor, target: Tensor, place: tuple[tuple[Tensor, Tensor], Tensor]) -> None:
+def _put(z: Tensor, target: Tensor, place: _Place) -> None:
     """Write the targets' unrounded logits [m] into a tile [m, v], so that no token comes out above probability 1."""
     at, hit = place
     z[at] = torch.where(hit, target, z[at])

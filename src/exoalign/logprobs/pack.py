@@ -24,13 +24,11 @@ import torch
 from torch import Tensor
 
 from exoalign.groups import GroupBatch
-from exoalign.logprobs.segments import Calls, calls_of
-from exoalign.logprobs.trie import batches, common_prefix, trie
+from exoalign.logprobs.segments import Bounds, Calls, calls_of
+from exoalign.logprobs.trie import Node, batches, common_prefix, trie
 
 SYSTEM = 16
 """A prefix of all prompts is shared from so many tokens on: a beginning-of-text token or two words are not worth a segment."""
-
-Bounds = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class _Row:
     def add_completions(
         self, path: tuple[Bounds, ...], completions: dict[int, list[int]], masks: dict[int, list[bool]], first: int
     ) -> None:
-        """Append the completions of one prompt, {k: tokens}, and {k: which of them count}; k has the flat index first + k."""
+        """Append the completions of one prompt, {k: tokens}; k has the flat index first + k. Masks: see `_tokens`."""
         terms: dict[int, list[int]] = {k: [] for k in completions}
         prompt = _length(path)
         pending = [(path, trie(completions))]
@@ -181,8 +179,8 @@ class _Row:
             for node in nodes:
                 start, end = bounds.get(id(node), (0, 0))
                 here = slice(depth - prompt, depth - prompt + len(node.tokens))
-                counts = {k: masks[k][here] for k in node.members}
-                self._predict(node.tokens, [predictor, *range(start, end)], counts, terms)
+                counts = {k: masks[k][here] for k in node.members if k in masks}
+                self._predict(node, [predictor, *range(start, end)], counts, terms)
                 if node.children:
                     pending.append(((*path, (start, end)), node.children))
         for k, ms in terms.items():
@@ -190,19 +188,16 @@ class _Row:
             self.owner += [first + k] * len(ms)
 
     def _predict(
-        self,
-        tokens: list[int],
-        predictors: list[int],
-        counts: Mapping[int, list[bool]],
-        terms: dict[int, list[int]],
+        self, node: Node, predictors: list[int], counts: Mapping[int, list[bool]], terms: dict[int, list[int]]
     ) -> None:
         """Predict the tokens that count for any completion, and make them terms of those that each counts for."""
-        wanted = [any(column) for column in zip(*counts.values(), strict=True)]
+        every = [True] * len(node.tokens)
+        wanted = every if len(counts) < len(node.members) else list(map(any, zip(*counts.values(), strict=True)))
         numbers = list(accumulate(wanted, initial=len(self.targets)))
-        self.targets += compress(tokens, wanted)
+        self.targets += compress(node.tokens, wanted)
         self.predictors += compress(predictors, wanted)
-        for k, counted in counts.items():
-            terms[k] += compress(numbers, counted)
+        for k in node.members:
+            terms[k] += compress(numbers, counts.get(k, every))
 
     def packed(self) -> Pack:
         def tensor(numbers: list[int]) -> Tensor:
@@ -227,17 +222,21 @@ _Group = tuple[int, list[int], dict[int, list[int]], dict[int, list[bool]]]
 
 
 def _tokens(batch: GroupBatch) -> Iterator[_Group]:
-    """(b, prompt, {k: completion up to its last token that counts}, {k: which count}) of every group that has a completion."""
+    """(b, prompt, {k: completion}, {k: which count}) of every group that has a completion.
+
+    Completions go up to their last token that counts; those of which all count are not among the masks.
+    """
     lengths = batch.completion_lengths.tolist()
     for b, n in enumerate(batch.prompt_lengths.tolist()):
-        masks = {k: [True] * length for k, length in enumerate(lengths[b]) if length}
+        ids, masks = batch.completion_ids[b].tolist(), dict[int, list[bool]]()
+        completions = {k: ids[k][:length] for k, length in enumerate(lengths[b]) if length}
         if batch.completion_masks is not None:
             given = batch.completion_masks[b].tolist()
-            masks = {k: _up_to_the_last(given[k][: len(all_of_it)]) for k, all_of_it in masks.items()}
-            masks = {k: mask for k, mask in masks.items() if mask}
-        if masks:
-            ids = batch.completion_ids[b].tolist()
-            yield b, batch.prompt_ids[b, :n].tolist(), {k: ids[k][: len(mask)] for k, mask in masks.items()}, masks
+            masks = {k: _up_to_the_last(given[k][: len(tokens)]) for k, tokens in completions.items()}
+            completions = {k: completions[k][: len(mask)] for k, mask in masks.items() if mask}
+        if completions:
+            prompt = batch.prompt_ids[b, :n].tolist()
+            yield b, prompt, completions, {k: mask for k, mask in masks.items() if not all(mask)}
 
 
 def _up_to_the_last(mask: list[bool]) -> list[bool]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from exoalign.errors import DataError
 from exoalign.groups import Group, GroupBatch
 from exoalign.logprobs.engine import completion_logprobs, shares_prefix
+from exoalign.logprobs.rows import device_of
 
 TOKENS = 4096
 """Tokens of one group in a pass where nobody says otherwise."""
@@ -141,7 +142,7 @@ def split_batch(model: torch.nn.Module, batch: GroupBatch, max_tokens: int) -> l
 
 def fill(model: torch.nn.Module) -> int | None:
     """Tokens up to which groups are put together on the model's device."""
-    return TOGETHER if next(model.parameters()).device.type == "cpu" else None
+    return TOGETHER if device_of(model).type == "cpu" else None
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ Shape legend: B groups, K completions, R rows (the real completions), P prompt t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +35,6 @@ class Rows:
     targets: Tensor
     mask: Tensor
     owner: Tensor
-
-    def __len__(self) -> int:
-        return len(self.owner)
-
-    def take(self, start: int, stop: int) -> Rows:
-        """Rows start to stop."""
-        return Rows(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))
 
 
 def rows_of(batch: GroupBatch, device: torch.device) -> Rows:
@@ -89,38 +81,27 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tenso
     return scaled.gather(-1, targets[..., None]).squeeze(-1) - scaled.logsumexp(-1)
 
 
-def completion_logprobs(
-    model: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0, rows_per_pass: int | None = None
-) -> Tensor:
+def completion_logprobs(model: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0) -> Tensor:
     """log pi(y_k|x) of whole completions at a temperature, summed over their tokens (of a trajectory: those that count).
 
     Args:
         model: a causal language model.
         batch: B groups.
         temperature: logits are divided by it; the same for policy and reference.
-        rows_per_pass: at most so many rows in one forward pass (without gradients, where memory is then bounded by it).
 
     Returns:
         [B, K] in nats, float32 (float64 for a float64 model), differentiable; 0 where a completion is absent.
     """
     b, k = batch.shape
-    sums, owners = [], []
-    for rows in _passes(rows_of(batch, _device(model)), rows_per_pass):
-        tokens = token_logprobs(row_logits(model, rows), rows.targets, temperature)
-        sums.append(torch.where(rows.mask, tokens, 0.0).sum(1))
-        owners.append(rows.owner)
-    total = torch.cat(sums)
-    return total.new_zeros(b * k).index_put((torch.cat(owners),), total).view(b, k)
+    rows = rows_of(batch, device_of(model))
+    tokens = token_logprobs(row_logits(model, rows), rows.targets, temperature)
+    sums = torch.where(rows.mask, tokens, 0.0).sum(1)
+    return sums.new_zeros(b * k).index_put((rows.owner,), sums).view(b, k)
 
 
 @torch.no_grad()
 def compare_policies(
-    policy: torch.nn.Module,
-    reference: torch.nn.Module,
-    batch: GroupBatch,
-    *,
-    temperature: float = 1.0,
-    rows_per_pass: int | None = None,
+    policy: torch.nn.Module, reference: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Two measures of how far the policy is from the reference, for each completion.
 
@@ -133,13 +114,12 @@ def compare_policies(
     b, k = batch.shape
     log_ratio = torch.zeros(b * k, dtype=torch.float64)
     kl = torch.zeros(b * k, dtype=torch.float64)
-    for rows in _passes(rows_of(batch, _device(policy)), rows_per_pass):
-        log_p = torch.log_softmax(_scaled(row_logits(policy, rows), temperature), -1)
-        log_ref = torch.log_softmax(_scaled(row_logits(reference, rows), temperature), -1)
-        tokens = (log_p - log_ref).gather(-1, rows.targets[..., None]).squeeze(-1)
-        steps = torch.nn.functional.kl_div(log_ref, log_p, reduction="none", log_target=True).sum(-1)
-        log_ratio[rows.owner.cpu()] = torch.where(rows.mask, tokens, 0.0).double().sum(1).cpu()
-        kl[rows.owner.cpu()] = torch.where(rows.mask, steps, 0.0).double().sum(1).cpu()
+    rows = rows_of(batch, device_of(policy))
+    log_p, log_ref = (torch.log_softmax(_scaled(row_logits(m, rows), temperature), -1) for m in (policy, reference))
+    tokens = (log_p - log_ref).gather(-1, rows.targets[..., None]).squeeze(-1)
+    steps = torch.nn.functional.kl_div(log_ref, log_p, reduction="none", log_target=True).sum(-1)
+    log_ratio[rows.owner.cpu()] = torch.where(rows.mask, tokens, 0.0).double().sum(1).cpu()
+    kl[rows.owner.cpu()] = torch.where(rows.mask, steps, 0.0).double().sum(1).cpu()
     return log_ratio.view(b, k), kl.view(b, k)
 
 
@@ -149,12 +129,8 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return logits / temperature if temperature != 1.0 else logits
 
 
-def _passes(rows: Rows, size: int | None) -> Iterator[Rows]:
-    for start in range(0, len(rows), size or len(rows)):
-        yield rows.take(start, start + (size or len(rows)))
-
-
-def _device(model: torch.nn.Module) -> torch.device:
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's weights are."""
     return next(model.parameters()).device
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from exoalign.data.doctor.findings import Examination, counted
 from exoalign.report.figures import Figure, layout
+from exoalign.report.finding import Card
 from exoalign.report.html import write_template
 
 HISTOGRAMS = {
@@ -140,19 +141,16 @@ def _target_figure(values: Sequence[Mapping[str, float]]) -> Figure:
     return Figure("target-sharpness", "Sharpness of the target", caption, {"data": [line], "layout": look})
 
 
-def _cards(examination: Examination) -> list[dict[str, str]]:
+def _cards(examination: Examination) -> list[Card]:
     rows = examination.rows
     lost = f"{rows['set_aside']:,} set aside, {rows['malformed']:,} malformed"
+    different = f"Different {'texts' if examination.kind == 'text' else 'prompts'}"
     found = [
-        {"label": "Rows", "value": f"{rows['read']:,}", "note": lost},
-        {"label": "Groups", "value": f"{examination.groups:,}", "note": f"of kind {examination.kind}"},
-        {
-            "label": f"Different {'texts' if examination.kind == 'text' else 'prompts'}",
-            "value": f"{examination.prompts:,}",
-            "note": "after exact repetitions",
-        },
+        Card("Rows", f"{rows['read']:,}", lost),
+        Card("Groups", f"{examination.groups:,}", f"of kind {examination.kind}"),
+        Card(different, f"{examination.prompts:,}", "after exact repetitions"),
     ]
     table = examination.targets["beta_r"]
     if table is not None and table["suggested"] is not None:
-        found.append({"label": "Suggested beta_r", "value": f"{table['suggested']:g}", "note": "see the target below"})
+        found.append(Card("Suggested beta_r", f"{table['suggested']:g}", "see the target below"))
     return found
