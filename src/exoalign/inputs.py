@@ -17,7 +17,7 @@ from exoalign.data.doctor.examine import examine_fast
 from exoalign.data.doctor.records import special_tokens
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
-from exoalign.data.prepare import Prepared, as_source, prepare
+from exoalign.data.prepare import Prepared, prepare, source_of
 from exoalign.data.table import read_table
 from exoalign.errors import DataError
 from exoalign.files import checksum
@@ -189,7 +189,7 @@ class Data:
 
 def _prompts(source: str | SourceSection, limit: int | None) -> list[PromptRow]:
     (one,) = as_list(source, limit)
-    return read_prompts(as_source(one), limit=one.limit)
+    return read_prompts(source_of(one), limit=one.limit)
 
 
 def _shared_note(train: Iterable[Prompt], heldout: Iterable[Prompt]) -> list[str]:
