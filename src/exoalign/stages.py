@@ -10,6 +10,7 @@ import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from exoalign.evaluate.compare import kl_of_samples, summarise
 from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of, spread
 from exoalign.files import write_text
 from exoalign.groups import Group
-from exoalign.models import load_model
+from exoalign.models import context_length, load_model
 from exoalign.progress import Progress
 from exoalign.rewards.functions import resolve_reward, score
 from exoalign.sampling import SamplingSettings, TransformersSampler
@@ -76,6 +77,12 @@ class Context:
             trust_remote_code=section.trust_remote_code,
             quantize=compute_type(self.recipe, bf16=self.bf16),
         ).eval()
+
+    @cached_property
+    def tokens(self) -> int | None:
+        """The context of the recipe's model in tokens, None where its configuration names none."""
+        section = self.recipe.model
+        return context_length(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
 
     def settings(self, *, k: int, seed: int) -> SamplingSettings:
         """The recipe's sampling settings."""

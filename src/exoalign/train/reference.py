@@ -88,17 +88,22 @@ def add_reference(
             temperature, or comes from a cache that the model disagrees with.
     """
     record = describe(model, bf16=bf16, temperature=temperature)
-    missing = []
-    for i, group in enumerate(groups):
-        if group.reference_logprobs is None:
-            missing.append(i)
-        elif group.provenance.get("reference", record) != record:
-            raise TrainingError(
-                f"{group.where}: its reference log-probs are of something else. {_difference(group, record)}"
-            )
+    missing = list[int]()
+
+    def lacking() -> Iterator[Group]:
+        for i, group in enumerate(groups):
+            if group.reference_logprobs is None:
+                missing.append(i)
+                yield group
+            elif group.provenance.get("reference", record) != record:
+                raise TrainingError(
+                    f"{group.where}: its reference log-probs are of something else. {_difference(group, record)}"
+                )
+
     device = next(model.parameters()).device.type  # other kernels, which round differently
     with CacheFile(cache.folder if cache else None, {**record, "device": device}) as kept:
-        known = dict(zip(missing, kept.look_up(groups[i] for i in missing), strict=True))
+        rows = kept.look_up(lacking())
+        known = dict(zip(missing, rows, strict=True))
         _check_kept(kept, groups, known, model, bf16=bf16, temperature=temperature)
         whole = {i for i, row in known.items() if None not in row}
         if cache:
