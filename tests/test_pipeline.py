@@ -167,7 +167,8 @@ def test_pairs_run_and_report_held_out_accuracy(recipe, tmp_path):
     assert (tmp_path / "pairs" / "report" / "index.html").is_file()
 
 
-def test_groups_with_rewards_run_from_a_file(recipe, tmp_path):
+def test_groups_with_rewards_run_from_a_file_and_some_are_evaluated(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "EVALUATED", 3)
     rows = [
         {"prompt": "a", "completions": [" x", " y", " z"][: 2 + i % 2], "rewards": [1.0, 0.0, -1.0][: 2 + i % 2]}
         for i in range(4)
@@ -177,9 +178,11 @@ def test_groups_with_rewards_run_from_a_file(recipe, tmp_path):
         "name": "k", "out": "k", "model": recipe().model.model_dump(), "data": {"train": "k.jsonl"},
         "align": {"learning_rate": 0.003, "epochs": 5, "groups_per_step": 2},
     }  # fmt: skip
-    metrics = run(build_recipe(values), show=False)["metrics"]
+    lines = []
+    metrics = run(build_recipe(values), say=lines.append, show=False)["metrics"]
     assert metrics["train"]["loss_after"] < metrics["train"]["loss_before"]
-    assert metrics["train"]["groups"] == 4
+    assert (metrics["train"]["groups"], metrics["train"]["of"]) == (3, 4)
+    assert any(line.startswith("evaluate: 3 of 4 training and 0 held-out groups") for line in lines)
 
 
 def test_everything_is_checked_before_the_first_stage(recipe, tmp_path):

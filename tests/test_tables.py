@@ -36,5 +36,14 @@ def test_decimals_follow_the_width_of_the_interval():
     assert interval(None) == ""
 
 
+def test_of_which_groups_a_loss_is():
+    drawn = {"loss_before": 0.7, "loss_after": 0.5, "groups": 512, "of": 2000}
+    text = printed({"train": drawn, "heldout": {**drawn, "groups": 32, "of": 32}})
+    assert [line.split("0.7000")[0].split() for line in text.splitlines() if "0.7000" in line] == [
+        ["training", "512", "of", "2000"],
+        ["held", "out", "32"],
+    ]
+
+
 def test_warnings_are_inert():
     assert "[/foo] \\x1b[31m" in printed(METRICS, ["[/foo] \x1b[31m"])

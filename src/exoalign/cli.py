@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -224,13 +225,12 @@ def main() -> None:
     from exoalign.errors import ExoalignError
     from exoalign.progress import plain
 
-    if sys.stdout is None:  # closed before we began, as by `>&-`
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
     try:
-        try:
-            app()
-        finally:
-            sys.stdout.flush()  # here, where a reader that has gone can still be told from a mistake
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(sys.stdout or nowhere):
+            try:  # `nowhere` where stdout was closed before we began, as by `>&-`
+                app()
+            finally:
+                sys.stdout.flush()  # here, where a reader that has gone can still be told from a mistake
     except ExoalignError as error:
         _say(f"error: {plain(str(error))}")
         sys.exit(2)

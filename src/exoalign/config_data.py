@@ -6,18 +6,9 @@ What all sections share stands here too: their base class and the numbers they h
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -45,35 +36,27 @@ class SourceSection(Section):
     weight: Positive | None = None
 
 
-FORMS = ("(path)", "(one data set)", "(several data sets)")
-"""What pydantic puts into the place of an error for the form that was given; `recipe` takes it out again."""
+_SECTIONS = TypeAdapter(list[SourceSection])
 
 
-def _form(value: Any) -> str:
-    return FORMS[1] if isinstance(value, dict | SourceSection) else FORMS[2] if isinstance(value, list) else FORMS[0]
-
-
-def _one(value: Any) -> Any:
-    return _of_form(value, (str, dict, SourceSection), "")
-
-
-def _any(value: Any) -> Any:
-    return _of_form(value, (str, dict, SourceSection, list), ", or a list of such sections")
-
-
-def _of_form(value: Any, forms: tuple[type, ...], more: str) -> Any:
-    if isinstance(value, forms) and value != []:
+def _one(value: Any, more: str = "") -> str | SourceSection:
+    """By hand, as pydantic's unions put the form that they tried into the place of an error."""
+    if isinstance(value, str):
         return value
+    if isinstance(value, dict | SourceSection):
+        return SourceSection.model_validate(value)
     found = "empty" if value is None else repr(value)[:60]
     raise ValueError(f"found {found}; expected a path or hub id, or a section with `path` in it{more}")
 
 
-_Path: TypeAlias = Annotated[str, Tag(FORMS[0])]
-_Section: TypeAlias = Annotated[SourceSection, Tag(FORMS[1])]
-OneSource = Annotated[_Path | _Section, Discriminator(_form), BeforeValidator(_one)]
-Sources = Annotated[
-    _Path | _Section | Annotated[list[SourceSection], Tag(FORMS[2])], Discriminator(_form), BeforeValidator(_any)
-]
+def _any(value: Any) -> str | SourceSection | list[SourceSection]:
+    if isinstance(value, list) and value:
+        return _SECTIONS.validate_python(value)
+    return _one(value, ", or a list of such sections")
+
+
+OneSource = Annotated[str | SourceSection, BeforeValidator(_one)]
+Sources = Annotated[str | SourceSection | list[SourceSection], BeforeValidator(_any)]
 
 
 def as_list(sources: str | SourceSection | list[SourceSection], limit: int | None = None) -> list[SourceSection]:

@@ -30,3 +30,8 @@ class TrainingError(ExoalignError):
 
 class StoreError(ExoalignError):
     """A run folder holds something else than this run, or is in use by another process."""
+
+
+def first_line(error: Exception) -> str:
+    """The type of a library's error and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

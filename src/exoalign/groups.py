@@ -179,7 +179,9 @@ class Group:
     @property
     def counted_tokens(self) -> tuple[int, ...]:
         """How many tokens of each completion count in its log-prob: all without masks, none (an empty tuple) without ids."""
-        return tuple(sum(i >= 0 for i in ids) for ids in self.marked_ids)
+        if self.completion_masks is not None:
+            return tuple(map(sum, self.completion_masks))
+        return tuple(map(len, self.completion_ids or ()))
 
     @property
     def marked_ids(self) -> tuple[tuple[int, ...], ...]:

@@ -17,13 +17,12 @@ from exoalign.data.doctor.examine import examine_fast
 from exoalign.data.doctor.records import special_tokens
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
-from exoalign.data.prepare import Prepared, as_source, prepare
+from exoalign.data.prepare import Prepared, prepare, source_of
 from exoalign.data.table import read_table
 from exoalign.errors import DataError
 from exoalign.files import checksum
 from exoalign.groups import Group, Prompt, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
-from exoalign.models import context_length
 from exoalign.rewards.functions import resolve_reward
 from exoalign.sampling.generate import encode_prompts
 from exoalign.store import StageResult
@@ -50,14 +49,12 @@ class Prompts:
         self.train = _prompts(recipe.prompts.train, recipe.prompts.limit)
         self.heldout = _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
         self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
-        section = recipe.model
-        limit = context_length(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
         rows: Sequence[PromptRow] = [*self.train, *self.heldout]
         encode_prompts(
             context.tokenizer,
             [row.prompt for row in rows],
             [row.source for row in rows],
-            context=limit,
+            context=context.tokens,
             room=recipe.sample.max_new_tokens,
         )
         name = recipe.reward.function
@@ -114,10 +111,6 @@ class Data:
     def __init__(self, context: stages.Context) -> None:
         self.context, self.recipe, self.notes, self.lines = context, context.recipe, list[str](), list[str]()
         self._commits = Commits(token_cache.default_folder())
-        section = self.recipe.model
-        self._limit = context_length(
-            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
         train, self.heldout = self._prepared("train"), self._prepared("heldout")
         assert train is not None
         self.train = train
@@ -150,7 +143,7 @@ class Data:
             recipe.data,
             side,
             self.context.tokenizer,
-            context=self._limit,
+            context=self.context.tokens,
             seed=recipe.seed,
             cache=token_cache.default_folder(),
             commits=self._commits,
@@ -189,7 +182,7 @@ class Data:
 
 def _prompts(source: str | SourceSection, limit: int | None) -> list[PromptRow]:
     (one,) = as_list(source, limit)
-    return read_prompts(as_source(one), limit=one.limit)
+    return read_prompts(source_of(one), limit=one.limit)
 
 
 def _shared_note(train: Iterable[Prompt], heldout: Iterable[Prompt]) -> list[str]:

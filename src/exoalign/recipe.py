@@ -20,7 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from exoalign.config import Recipe
-from exoalign.config_data import FORMS, SourceSection
+from exoalign.config_data import SourceSection
 from exoalign.errors import ConfigError
 from exoalign.files import HUB_ID
 
@@ -209,7 +209,7 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
     """One validation error as: place, key, what was found, what was expected, the nearest valid key."""
-    location = [str(part) for part in item["loc"] if part not in FORMS]
+    location = [str(part) for part in item["loc"]]
     key = ".".join(location)
     place = _place(where, key, origin)
     found = "empty" if item["input"] is None else _short(repr(item["input"]))

@@ -10,6 +10,7 @@ import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,10 @@ from exoalign.data.table import read_table, write_table
 from exoalign.errors import ConfigError
 from exoalign.estimators import cluster_bootstrap
 from exoalign.evaluate.compare import kl_of_samples, summarise
-from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of
+from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of, spread
 from exoalign.files import write_text
 from exoalign.groups import Group
-from exoalign.models import load_model
+from exoalign.models import context_length, load_model
 from exoalign.progress import Progress
 from exoalign.rewards.functions import resolve_reward, score
 from exoalign.sampling import SamplingSettings, TransformersSampler
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUPS, METRICS, HISTORY, MODEL = "groups.parquet", "metrics.json", "history.json", "model"
+EVALUATED = 512
+"""Training groups that are evaluated at most: both models in float32 over all of a large data set take longer than training."""
 UNREAD = (
     "label_smoothing_factor",
     "group_by_length",
@@ -74,6 +77,12 @@ class Context:
             trust_remote_code=section.trust_remote_code,
             quantize=compute_type(self.recipe, bf16=self.bf16),
         ).eval()
+
+    @cached_property
+    def tokens(self) -> int | None:
+        """The context of the recipe's model in tokens, None where its configuration names none."""
+        section = self.recipe.model
+        return context_length(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
 
     def settings(self, *, k: int, seed: int) -> SamplingSettings:
         """The recipe's sampling settings."""
@@ -213,13 +222,13 @@ def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow],
 def evaluate_heldout(
     context: Context, aligned: Path, train: Sequence[Group], heldout: Sequence[Group] | None, folder: Path
 ) -> str:
-    """Loss before and after and accuracy, on the training groups and on held-out ones -> metrics.json.
+    """Loss before and after and accuracy, on (at most `EVALUATED`) training groups and on held-out ones -> metrics.json.
 
     In float32, reference too: after few steps at a small learning rate bfloat16's rounding is larger than what was learnt.
     """
     recipe = context.recipe
     precision: dict[str, Any] = {"bf16": False, "temperature": recipe.temperature}
-    parts = {"train": train}
+    parts = {"train": spread(train, EVALUATED, seed=recipe.seed)}
     if heldout:
         parts["heldout"] = heldout
     reference, cache = context.load(), ReferenceCache(default_folder())
@@ -244,8 +253,11 @@ def evaluate_heldout(
         }
         if hits := accuracy(part, ratios, seed=recipe.seed):
             metrics[name]["accuracy"] = hits
+    metrics["train"]["of"] = len(train)
     write_text(folder / METRICS, json.dumps(metrics, indent=1))
-    return _told(f"{len(parts['train'])} training and {len(heldout or [])} held-out groups", cache)
+    count = len(parts["train"])
+    of = f"{count} of {len(train)}" if count < len(train) else f"{count}"
+    return _told(f"{of} training and {len(heldout or [])} held-out groups", cache)
 
 
 def _told(did: str, cache: ReferenceCache | None) -> str:

@@ -65,7 +65,8 @@ def _groups_table(metrics: Mapping[str, Any]) -> Table:
         if part:
             count = part.get("pairs", part.get("groups"))
             losses = f"{part['loss_before']:.4f}", f"{part['loss_after']:.4f}"
-            table.add_row(label, str(count), *losses, Text(interval(part["accuracy"])))
+            of = f" of {part['of']}" if part.get("of", count) > count else ""
+            table.add_row(label, f"{count}{of}", *losses, Text(interval(part.get("accuracy"))))
     return table
 
 

@@ -164,7 +164,7 @@ def test_reference_log_probs_lie_beside_the_table(table):
     for groups in (table, [own, *table]):
         start = len(groups) - len(table)
         known = {start + i: [-float(i), -0.5] for i in range(len(table))}
-        both = WithReference.of(groups, known, {"weights": "w"})
+        both = WithReference(groups, known, {"weights": "w"})
         assert len(both) == len(groups)
         for i in (0, 1, BATCH, len(table) - 1):
             assert both[start + i].reference_logprobs == (-float(i), -0.5)

@@ -39,6 +39,8 @@ def test_the_shape_of_groups_by_hand():
     assert shape.targets == shape.counted == 1 + 2 + 3 + 4 + 2
     assert shape.tokens == (3 + 0 + 1 + 2) + (9 + 3 + 1)
     assert shape.largest_group == 9 + 3 * 3
+    assert shape.longest == 9 + 4
+    assert shape_of([groups[0], replace(groups[1], completion_ids=((1,), (1, 2)))]).longest == 9 + 2  # of one group
     masks = ((True, False, False, True), (False, True))
     turns = shape_of([groups[0], replace(groups[1], completion_masks=masks)])
     assert turns == replace(shape, counted=1 + 2 + 3 + 2 + 1)

@@ -9,7 +9,7 @@ import torch
 from exoalign import ExoConfig, Group, collate
 from exoalign.errors import DataError
 from exoalign.evaluate.compare import kl_of_samples, summarise
-from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of
+from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of, spread
 from exoalign.logprobs import rows
 
 
@@ -81,6 +81,16 @@ def test_each_group_gets_its_own_numbers_whatever_it_is_put_together_with(togeth
         for ours, theirs in zip(found, alone, strict=True):
             assert len(ours[i]) == group.k
             assert ours[i] == pytest.approx(theirs[0].tolist(), abs=1e-4)
+
+
+def test_groups_are_drawn_evenly_and_by_the_seed_alone():
+    groups = [Group(f"{i}", ("a",)) for i in range(1000)]
+    some = [int(group.prompt) for group in spread(groups, 100, seed=1)]
+    assert [i // 10 for i in some] == list(range(100))  # one of each ten
+    assert 30 < sum(i % 2 for i in some) < 70  # of data sets that take turns, both: 50 +- 4 standard deviations
+    assert spread(groups, 100, seed=1) == [groups[i] for i in some] != spread(groups, 100, seed=2)
+    assert spread(groups, 1000, seed=1) is groups
+    assert len({group.prompt for group in spread(groups, 999, seed=1)}) == 999
 
 
 def test_accuracy_counts_the_best_and_halves_ties():

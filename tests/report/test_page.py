@@ -138,6 +138,14 @@ def test_pairs_are_judged_against_chance(pair_run: dict[str, Any], low: float, h
     assert sentence.endswith("Training loss fell from 0.69 to 0.52 on 64 pairs.")
 
 
+def test_it_is_told_that_training_pairs_were_drawn(pair_run: dict[str, Any]) -> None:
+    pair_run["metrics"]["train"]["of"] = 100_000
+    assert finding(pair_run["metrics"]).endswith("from 0.69 to 0.52 on 64 pairs, drawn from 100,000.")
+    assert [card.note for card in cards(pair_run["metrics"]) if card.label == "Pairs"] == [
+        "training (of 100,000) + held out"
+    ]
+
+
 @pytest.mark.parametrize(
     "metrics", [{}, {"base": {"reward": {"mean": math.nan}}, "aligned": {"reward": {"mean": math.nan}}}]
 )

@@ -101,7 +101,7 @@ def prepare(
     parts, contents, notes = [], [], list[str]()
     for source in sources:
         described = source.model_dump(exclude={"weight"})
-        content = content_of(as_source(source), commits)
+        content = content_of(source_of(source), commits)
         notes += content.notes
         read = source.model_copy(update={"revision": content.revision})
         stream = _Stream(read, data, side if data.holdout is not None else None, tokenizer, context, seed)
@@ -168,7 +168,7 @@ class _Stream:
                 temperatures.update(_temperature(group))
                 yield replace(group, reference_logprobs=None)  # they may be another model's
 
-        groups = counted(stream_groups(as_source(self.source), aside, limit=self.source.limit))
+        groups = counted(stream_groups(source_of(self.source), aside, limit=self.source.limit))
         chosen = self.data.completions
         groups = (subsample(group, how=chosen.choose, k=chosen.k, seed=self.seed) for group in groups)
         if self.side is not None and self.data.holdout is not None:
@@ -209,7 +209,7 @@ def _temperature(group: Group) -> list[float]:
     return [float(value)]
 
 
-def as_source(section: SourceSection) -> Source:
+def source_of(section: SourceSection) -> Source:
     """A data set of a recipe as what the readers take."""
     return Source(section.path, section.adapter, section.split, section.subset, section.revision)
 

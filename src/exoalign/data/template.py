@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SLOT = "\ue000{}\ue001"  # private-use characters: no template and no text has them by accident
-_LEFT, _RIGHT = "\n\u2003", "\u2003\n"  # stripped whole by `trim`, and by half by strip('\n')
+_LEFT, _RIGHT = "\n\u2003", "\u2002\n"  # stripped whole by `trim`, and by half by strip('\n')
+_LEFT_OVER = "((?:\u2002\n?)?){}((?:\n?\u2003)?)"  # what two turns leave of it around what the template says between
 _STRIPPED = {0: None, 1: "\n", 2: ""}  # how much of the padding is left: what `str.strip` is called with
 _START_SECONDS = 120.0
 _BOOT = (
@@ -117,17 +118,12 @@ def _split(rendered: str, slots: list[str]) -> list[str] | None:
 
 def _strips(parts: list[str], padded: list[str]) -> list[tuple[str | None, str | None]]:
     """For each slot what was stripped from its left and right, told by the padding that is left of it."""
-    left: list[str | None] = []
-    right: list[str | None] = [""]  # of no turn: before the first slot there is no content
-    for i, (part, found) in enumerate(zip(parts, padded, strict=True)):
-        rights = (2, 1, 0) if i else (0,)
-        lefts = (2, 1, 0) if i < len(parts) - 1 else (0,)
-        fits = [(r, l) for r in rights for l in lefts if found == _RIGHT[:r] + part + _LEFT[2 - l :]]  # noqa: E741
-        r, l = fits[0] if fits else (2, 2)  # noqa: E741 - a template that looks at the content: leave it as it is
-        if i:
-            right.append(_STRIPPED[r])
-        left.append(_STRIPPED[l])
-    return list(zip(left[:-1], right[1:], strict=True))
+    sides: list[str | None] = []  # right of no turn, left and right of each turn, left of no turn
+    for part, found in zip(parts, padded, strict=True):
+        left_over = re.fullmatch(_LEFT_OVER.format(re.escape(part)), found)
+        # a template that looks at the content: leave it as it is
+        sides += [_STRIPPED[len(left)] for left in left_over.groups()] if left_over else ["", ""]
+    return list(zip(sides[1:-1:2], sides[2::2], strict=True))
 
 
 def render(template: ChatTemplate, turns: tuple[tuple[str, str], ...], generation_prompt: bool) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
     """A short name that two tokenizers share when they give the same ids to the same tokens."""
+    return _vocabulary(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=2)
+def _vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> str:
+    """Worked out once for each `size` of the tokenizer, which grows with its tokens: 0.1 s at every call would be long."""
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode("utf-8", "replace")).hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from exoalign import adapters
-from exoalign.errors import ModelError
+from exoalign.errors import ModelError, first_line
 from exoalign.estimate.budget import ADAM_BYTES, BASELINE, largest_pass, recomputes
 from exoalign.estimate.memory import memory_for
 from exoalign.estimate.rate import product_rate
@@ -116,9 +116,8 @@ def skeleton(path: str, *, revision: str | None = None, trust_remote_code: bool 
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
         raise ModelError(
-            f"model {path}: no model can be laid out from its configuration ({type(error).__name__}: {first})"
+            f"model {path}: no model can be laid out from its configuration ({first_line(error)})"
         ) from error
 
 

@@ -18,6 +18,7 @@ class DataShape:
         prompt: tokens of the longest prompt.
         k: completions of the largest group.
         completion: tokens of the longest completion.
+        longest: tokens of a prompt with the longest of its completions, at most.
         completions: of all groups together.
         tokens: in packed rows, all groups together: prompts once, and completions without their last token.
         targets: completion tokens of all groups together.
@@ -28,6 +29,7 @@ class DataShape:
     prompt: int
     k: int
     completion: int
+    longest: int
     completions: int
     tokens: int
     targets: int
@@ -46,6 +48,7 @@ def even_shape(*, groups: int = 1000, prompt: int = 512, k: int = 8, completion:
         prompt=prompt,
         k=k,
         completion=completion,
+        longest=prompt + completion,
         completions=groups * k,
         tokens=groups * (prompt + k * (completion - 1)),
         targets=groups * k * completion,
@@ -66,6 +69,7 @@ def shape_of(groups: Iterable[Group]) -> DataShape:
         prompt=max(prompts),
         k=max(map(len, lengths)),
         completion=max(every),
+        longest=max(prompt + max(row) for prompt, row in zip(prompts, lengths, strict=True)),
         completions=len(every),
         tokens=sum(prompts) + sum(every) - len(every),
         targets=sum(every),

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exoalign.errors import ModelError
+from exoalign.errors import ModelError, first_line
 from exoalign.estimate.live import Live
 from exoalign.groups import GroupBatch
 from exoalign.logprobs import attention, rows
@@ -113,9 +113,8 @@ def simulate(model: Any, shape: PassShape, *, bf16: bool, device: torch.device, 
             for depth in depths
         ]
     except Exception as error:  # an architecture may depend on the numbers themselves, in any way it likes
-        first = next(iter(str(error).splitlines()), "")
         raise ModelError(
-            f"{type(model).__name__} does not run on tensors without data ({type(error).__name__}: {first})"
+            f"{type(model).__name__} does not run on tensors without data ({first_line(error)})"
         ) from error
     finally:
         torchs.setLevel(level)

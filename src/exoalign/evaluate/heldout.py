@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,15 @@ from exoalign.train.reference import logprobs_of
 
 if TYPE_CHECKING:
     Losses = Callable[[torch.Tensor, Any], torch.Tensor]
+
+
+def spread(groups: Sequence[Group], most: int, *, seed: int) -> Sequence[Group]:
+    """At most `most` groups: all, or one drawn from each of so many equal stretches, so that no order of the data tells."""
+    if len(groups) <= most:
+        return groups
+    draw = random.Random(f"spread {seed}")
+    ends = [i * len(groups) // most for i in range(most + 1)]
+    return [groups[draw.randrange(start, end)] for start, end in itertools.pairwise(ends)]
 
 
 def log_ratios_of(

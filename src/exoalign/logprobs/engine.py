@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from exoalign.adapters import KINDS, is_adapted
-from exoalign.errors import ModelError
+from exoalign.errors import ModelError, first_line
 from exoalign.groups import GroupBatch
 from exoalign.logprobs import attention, rows
 from exoalign.logprobs.adapted_head import adapted_head_of, head_state
@@ -151,8 +151,7 @@ def _examine(wrapped: Any) -> str:
     except ModelError:  # rows cannot do it either
         raise
     except Exception as error:  # an architecture may refuse in any way it likes
-        first = next(iter(str(error).splitlines()), "")
-        reason = f"{name} does not take a packed row ({type(error).__name__}: {first})"
+        reason = f"{name} does not take a packed row ({first_line(error)})"
     finally:
         if reason:
             model.set_attn_implementation(before)

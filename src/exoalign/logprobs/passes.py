@@ -45,8 +45,8 @@ class Pass:
             values[self.groups[0], self.completions] = found[0]
 
 
-def budget_for(groups: Iterable[Group], max_tokens: int | None, most: int = TOKENS) -> int:
-    """The tokens of a pass: what is asked for, else `most` and at least what the groups need.
+def budget_for(groups: Iterable[Group], max_tokens: int | None) -> int:
+    """The tokens of a pass: what is asked for, else `TOKENS` and at least what the groups need.
 
     Raises:
         DataError: naming the group whose prompt and longest completion are more than what is asked for.
@@ -62,7 +62,7 @@ def budget_for(groups: Iterable[Group], max_tokens: int | None, most: int = TOKE
             f"{over[0]}: its prompt and longest completion are {over[1]} tokens, and max_tokens_per_pass is {max_tokens};"
             f" raise it to at least {largest}, or shorten the group"
         )
-    return max(most, largest) if max_tokens is None else max_tokens
+    return max(TOKENS, largest) if max_tokens is None else max_tokens
 
 
 def split(

@@ -194,11 +194,18 @@ def _pair_finding(metrics: Mapping[str, Any]) -> str:
         places = _change_places(before, after)
         sentences.append(
             f"Training loss {change} from {number(before.mean, places)} to {number(after.mean, places)}"
-            f"{f' on {pairs}' if pairs else ''}."
+            f"{f' on {pairs}' if pairs else ''}{f', drawn from {drawn}' if (drawn := _drawn_from(metrics)) else ''}."
         )
         if accuracy is None:
             sentences.append("Nothing held out was measured.")
     return " ".join(sentences)
+
+
+def _drawn_from(metrics: Mapping[str, Any]) -> str:
+    """How many training groups there are, where not all were evaluated."""
+    part = metrics.get("train", {})
+    evaluated = part.get("pairs", part.get("groups", 0))
+    return f"{part['of']:,}" if part.get("of", 0) > evaluated else ""
 
 
 def _percent(share: Estimate) -> Estimate:
@@ -257,6 +264,7 @@ def _pair_cards(metrics: Mapping[str, Any]) -> list[Card]:
     counts = [(key, _count(metrics, "pair", key, "pairs")) for key in ("train", "heldout")]
     if any(count for _, count in counts):
         value = " + ".join(count.split()[0] for _, count in counts if count)
-        names = " + ".join({"train": "training", "heldout": "held out"}[key] for key, count in counts if count)
+        training = f"training (of {drawn})" if (drawn := _drawn_from(metrics)) else "training"
+        names = " + ".join({"train": training, "heldout": "held out"}[key] for key, count in counts if count)
         shown.append(Card("Pairs", value, names))
     return shown

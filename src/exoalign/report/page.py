@@ -39,7 +39,8 @@ def write_page(
         title: the heading.
         recipe: the resolved configuration, nested.
         metrics: {"base", "aligned", "difference", "prompts", "completions_per_prompt"} of a reward run, or
-            {"train", "heldout"} of a run on pairs; an estimate is {"mean", "low", "high"}.
+            {"train", "heldout"} of a run on groups, "train" with the number that they were drawn "of"; an estimate is
+            {"mean", "low", "high"}.
         history: one mapping for each optimizer step.
         warnings: sentences with a number and the setting to change.
         samples: {"prompt", "base", "aligned"}, with {"text", "reward"} for each completion.

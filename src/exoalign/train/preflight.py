@@ -47,7 +47,7 @@ def tokens_per_pass(model: Any, arguments: ExoConfig, *data: Sequence[Group]) ->
             )
         except ExoalignError as error:
             logger.info("%d tokens a pass, without regard to memory: %s", most, error)
-    return budget_for(itertools.chain(*data), None, most)
+    return max(most, shape.longest)
 
 
 def estimate_training(model: Any, arguments: ExoConfig, shape: DataShape, *, tokens: int | None = None) -> Estimate:

@@ -88,17 +88,22 @@ def add_reference(
             temperature, or comes from a cache that the model disagrees with.
     """
     record = describe(model, bf16=bf16, temperature=temperature)
-    missing = []
-    for i, group in enumerate(groups):
-        if group.reference_logprobs is None:
-            missing.append(i)
-        elif group.provenance.get("reference", record) != record:
-            raise TrainingError(
-                f"{group.where}: its reference log-probs are of something else. {_difference(group, record)}"
-            )
+    missing = list[int]()
+
+    def lacking() -> Iterator[Group]:
+        for i, group in enumerate(groups):
+            if group.reference_logprobs is None:
+                missing.append(i)
+                yield group
+            elif group.provenance.get("reference", record) != record:
+                raise TrainingError(
+                    f"{group.where}: its reference log-probs are of something else. {_difference(group, record)}"
+                )
+
     device = next(model.parameters()).device.type  # other kernels, which round differently
     with CacheFile(cache.folder if cache else None, {**record, "device": device}) as kept:
-        known = dict(zip(missing, kept.look_up(groups[i] for i in missing), strict=True))
+        rows = kept.look_up(lacking())
+        known = dict(zip(missing, rows, strict=True))
         _check_kept(kept, groups, known, model, bf16=bf16, temperature=temperature)
         whole = {i for i, row in known.items() if None not in row}
         if cache:
@@ -108,7 +113,7 @@ def add_reference(
             report(len(whole))
         for chosen in _together(groups, [i for i in missing if i not in whole], model, max_tokens):
             wanted = {i: [k for k, value in enumerate(known[i]) if value is None] for i in chosen}
-            parts = [_part(groups[i], wanted[i]) for i in chosen]
+            parts = [_part(group, wanted[i]) for i, group in chosen.items()]
             values = logprobs_of(parts, model, bf16=bf16, temperature=temperature, max_tokens=max_tokens)
             for i, part, computed in zip(chosen, parts, values, strict=True):
                 for k, value in zip(wanted[i], computed, strict=True):
@@ -117,7 +122,7 @@ def add_reference(
             kept.store(parts, values)
             if report:
                 report(len(chosen))
-    found = WithReference.of(groups, known, record)
+    found = WithReference(groups, known, record)
     return found if isinstance(groups, GroupTable) else list(found)
 
 
@@ -126,22 +131,17 @@ class WithReference(Sequence[Group]):
 
     Args:
         groups: N groups, some with reference log-probs, which they keep.
-        values: [sum of K] float64, nats: of the completions of all groups, NaN where the group has its own.
-        ends: [N] int64: where the log-probs of each group end in `values`.
+        known: for each of the others, by its index, the log-probs of its completions in nats.
         record: what they were computed with (`describe`).
     """
 
-    def __init__(self, groups: Sequence[Group], values: np.ndarray, ends: np.ndarray, record: dict[str, Any]) -> None:
-        self.groups, self.values, self.ends, self.record = groups, values, ends, record
-
-    @classmethod
-    def of(
-        cls, groups: Sequence[Group], known: Mapping[int, Sequence[float | None]], record: dict[str, Any]
-    ) -> WithReference:
-        """With a row of log-probs for each group that has none of its own."""
-        ends = np.cumsum([len(known.get(i, ())) for i in range(len(groups))], dtype=np.int64)
-        values = np.array([value for i in range(len(groups)) for value in known.get(i, ())], dtype=np.float64)
-        return cls(groups, values, ends, record)
+    def __init__(
+        self, groups: Sequence[Group], known: Mapping[int, Sequence[float | None]], record: dict[str, Any]
+    ) -> None:
+        rows = [known.get(i, ()) for i in range(len(groups))]
+        self.groups, self.record = groups, record
+        self.values = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.float64)  # of all groups, one by one
+        self.ends = np.cumsum([len(row) for row in rows], dtype=np.int64)  # [N]: where those of each group end
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -166,20 +166,19 @@ class WithReference(Sequence[Group]):
 
 def _together(
     groups: Sequence[Group], chosen: Sequence[int], model: torch.nn.Module, max_tokens: int | None
-) -> list[list[int]]:
-    """Indices of groups that fill a pass together, or of one group that fills several."""
-    prompts, completions = list[int](), list[list[int]]()
-    for i in chosen:
-        group = groups[i]
-        prompts.append(len(group.prompt_ids or ()))
-        completions.append([len(ids) for ids in group.completion_ids or ()])
-    most = budget_for((groups[i] for i in chosen), max_tokens)
-    found = []
+) -> Iterator[dict[int, Group]]:
+    """Groups by their index that fill a pass together, or one group that fills several."""
     for start in range(0, len(chosen), WINDOW):
-        part = slice(start, start + WINDOW)
-        sets = split(prompts[part], completions[part], most, shared=shares_prefix(model), together=fill(model))
-        found += [[chosen[start + i] for i in passes[0].groups] for passes in sets]
-    return found
+        window = [(i, groups[i]) for i in chosen[start : start + WINDOW]]
+        some = [group for _, group in window]
+        sets = split(
+            [len(group.prompt_ids or ()) for group in some],
+            [[len(ids) for ids in group.completion_ids or ()] for group in some],
+            budget_for(some, max_tokens),
+            shared=shares_prefix(model),
+            together=fill(model),
+        )
+        yield from (dict(window[i] for i in passes[0].groups) for passes in sets)
 
 
 def _part(group: Group, completions: Sequence[int]) -> Group:
