@@ -21,7 +21,19 @@ PACKAGE = "exoalign"
 # a whole folder, in which files import each other in any order, but without cycles. The package's own __init__.py and
 # __main__.py are not listed: they may import everything, and nothing may import them.
 LEVELS = [
-    ["errors", "_version", "files", "progress", "groups", "config_data", "config", "recipe", "estimators"],
+    [
+        "errors",
+        "_version",
+        "files",
+        "finished",
+        "progress",
+        "groups",
+        "config_data",
+        "config_train",
+        "config",
+        "recipe",
+        "estimators",
+    ],
     ["losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],

@@ -506,7 +506,7 @@ def test_an_estimate_takes_its_lengths_from_data(place, exoalign, tiny_folder):
     code, out, _ = exoalign("align", "--model", str(tiny_folder), "--estimate", "--data", "pairs.jsonl", "--json")
     found = json.loads(out)
     # one token a byte, and the end of the turn
-    expected = {"groups": 2, "prompt": 2, "k": 2, "completion": 7, "completions": 4}
+    expected = {"groups": 2, "prompt": 2, "k": 2, "completion": 7, "longest": 2 + 7, "completions": 4}
     assert (code, found["shape"]) == (
         0,
         expected | {"targets": 2 * (7 + 6), "counted": 2 * (7 + 6), "tokens": 2 * (2 + 6 + 5)},

@@ -8,7 +8,8 @@ from typing import get_args
 
 import pytest
 
-from exoalign.config import ObjectiveName, Recipe
+from exoalign.config import Recipe
+from exoalign.config_train import ObjectiveName
 from exoalign.errors import ConfigError
 from exoalign.recipe import MOST_BYTES, build_recipe, load_recipe
 

@@ -1,0 +1,72 @@
+"""The sections of a recipe that say how models are trained: `align` and what is common to all training. Never imports torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from exoalign.config_data import Count, Positive, Section
+
+ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref"]
+
+
+class LoraSection(Section):
+    """An adapter that is trained in place of the model's own weights; needs `pip install 'exoalign[lora]'`.
+
+    `target_modules` are names of linear layers, or `all-linear` (all but the head). What the adapter adds is scaled by
+    alpha / r. `quantize: 4bit` holds the base in 4 bits (QLoRA); it needs CUDA and bitsandbytes, and then all stages
+    sample from and compare with the model of 4 bits.
+    """
+
+    r: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+    quantize: Literal["4bit"] | None = None
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        names = value if isinstance(value, list) else [value]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError("expected names of linear layers as a list, or all-linear")
+        return value
+
+
+class AlignSection(Section):
+    """The objective and its optimisation.
+
+    `groups_per_step` groups make one optimizer step; `max_tokens_per_pass` tokens go through the model at once (`auto`: as many
+    as are of use and fit into memory). Memory grows with the second, and the result depends on the first only.
+    `lora` trains an adapter; without it all weights are trained.
+    `trainer` holds any further argument of transformers' `TrainingArguments`.
+    """
+
+    objective: ObjectiveName = "exo_rw"
+    beta_pi: Positive = 0.5
+    beta_r: Positive = 0.5
+    epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    temperature: Positive | None = None
+    learning_rate: Positive = 1e-6
+    epochs: Positive = 1.0
+    groups_per_step: Count = 8
+    max_tokens_per_pass: Count | Literal["auto"] = "auto"
+    lora: LoraSection | None = None
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> AlignSection:
+        if self.objective == "exo_pref" and self.epsilon == 0:
+            raise ValueError(
+                "`epsilon` is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
+                " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
+            )
+        unread = {"beta_r"} if self.objective.endswith("_pref") else {"epsilon"}
+        for name in sorted(unread & self.model_fields_set):
+            raise ValueError(f"`{name}` has no effect with {self.objective}; leave it out")
+        if self.lora is not None and self.lora.dropout and self.trainer.get("disable_dropout", True):
+            raise ValueError(
+                "`lora.dropout` has no effect while all dropout is off; set trainer.disable_dropout to false too"
+            )
+        return self
