@@ -5,9 +5,8 @@ the first stage.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from exoalign import stages
 from exoalign.config_data import SourceSection, as_list
@@ -18,28 +17,26 @@ from exoalign.data.doctor.records import special_tokens
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
 from exoalign.data.prepare import Prepared, prepare, source_of
-from exoalign.data.table import read_table
 from exoalign.errors import DataError
 from exoalign.files import checksum
-from exoalign.groups import Group, Prompt, check_groups, prompt_text
+from exoalign.groups import Prompt, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
 from exoalign.rewards.functions import resolve_reward
 from exoalign.sampling.generate import encode_prompts
-from exoalign.store import StageResult
 
 SAID_IN_TRAINING = ("no_spread", "sharp", "flat", "still")
 """Findings that the trainer tells with the recipe's betas."""
 
 
-class Done(Protocol):
-    """Does a stage, unless it is done: its name, what it is made from, and its work in a folder."""
-
-    def __call__(self, name: str, made_from: dict[str, Any], work: Callable[[Path], str]) -> StageResult:
-        """What the stage left."""
-
-
 class Prompts:
-    """Inputs of a run that samples its completions."""
+    """Inputs of a run that samples its completions.
+
+    Attributes:
+        train, heldout: prompts to train and to evaluate on.
+        tokens: of all prompts to train on together.
+        reward: what the rewards depend on.
+        lines, notes: what was done, and what the user should mind.
+    """
 
     def __init__(self, context: stages.Context) -> None:
         recipe = context.recipe
@@ -50,13 +47,14 @@ class Prompts:
         self.heldout = _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
         self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
         rows: Sequence[PromptRow] = [*self.train, *self.heldout]
-        encode_prompts(
+        ids = encode_prompts(
             context.tokenizer,
             [row.prompt for row in rows],
             [row.source for row in rows],
             context=context.tokens,
             room=recipe.sample.max_new_tokens,
         )
+        self.tokens = sum(map(len, ids[: len(self.train)]))
         name = recipe.reward.function
         resolve_reward(name)
         file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None) if ":" in name else None
@@ -66,37 +64,6 @@ class Prompts:
                 f"sample.top_p is {recipe.sample.top_p:g}: the optimum that is learnt is that of the truncated model; with"
                 " sample.top_p=1 it is the one of the formula"
             )
-
-    def training_groups(self, done: Done, base: dict[str, Any]) -> tuple[Callable[[], Sequence[Group]], Any]:
-        """Sampled and rewarded groups, and what they are known by."""
-        prompts = [row.prompt for row in self.train]
-        settings = self.recipe.sample.model_dump()
-        sampled = done(
-            "sample",
-            {**base, "sample": settings, "prompts": prompts},
-            lambda path: stages.sample(self.context, self.train, path),
-        )
-        rewarded = done(
-            "reward",
-            {"groups": sampled.identity, "reward": self.reward},
-            lambda path: stages.reward(self.context, sampled.folder / stages.GROUPS, path),
-        )
-        return lambda: read_table(rewarded.folder / stages.GROUPS), rewarded.identity
-
-    def evaluate(self, done: Done, base: dict[str, Any], aligned: StageResult) -> StageResult:
-        """Fresh samples of both models."""
-        made_from = {
-            **base,
-            "aligned": aligned.identity,
-            "sample": self.recipe.sample.model_dump(),
-            "evaluate": self.recipe.evaluate.model_dump(),
-            "reward": self.reward,
-            "prompts": [row.prompt for row in self.heldout],
-        }
-        model = aligned.folder / stages.MODEL
-        return done(
-            "evaluate", made_from, lambda path: stages.evaluate_samples(self.context, model, self.heldout, path)
-        )
 
 
 class Data:
@@ -159,25 +126,6 @@ class Data:
                 f" and log-probs are taken at {recipe.temperature:g}; set align.temperature"
             )
         return prepared
-
-    def training_groups(self, done: Done, base: dict[str, Any]) -> tuple[Callable[[], Sequence[Group]], Any]:
-        """The groups as read, and what they are known by."""
-        return lambda: self.train.groups, self.train.made_from
-
-    def evaluate(self, done: Done, base: dict[str, Any], aligned: StageResult) -> StageResult:
-        """Loss and accuracy on training and held-out groups."""
-        heldout = self.heldout
-        return done(
-            "evaluate",
-            {**base, "aligned": aligned.identity, "heldout": heldout.made_from if heldout else None},
-            lambda path: stages.evaluate_heldout(
-                self.context,
-                aligned.folder / stages.MODEL,
-                self.train.groups,
-                heldout.groups if heldout else None,
-                path,
-            ),
-        )
 
 
 def _prompts(source: str | SourceSection, limit: int | None) -> list[PromptRow]:
