@@ -32,6 +32,7 @@ LEVELS = [
         "config_data",
         "config_train",
         "config",
+        "recipe_paths",
         "recipe",
         "estimators",
     ],

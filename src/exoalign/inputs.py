@@ -5,7 +5,7 @@ the first stage.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from exoalign import stages
@@ -43,18 +43,11 @@ class Prompts:
         assert recipe.prompts is not None
         assert recipe.reward is not None
         self.context, self.recipe, self.notes, self.lines = context, recipe, list[str](), list[str]()
-        self.train = _prompts(recipe.prompts.train, recipe.prompts.limit)
-        self.heldout = _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
-        self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
-        rows: Sequence[PromptRow] = [*self.train, *self.heldout]
-        ids = encode_prompts(
-            context.tokenizer,
-            [row.prompt for row in rows],
-            [row.source for row in rows],
-            context=context.tokens,
-            room=recipe.sample.max_new_tokens,
+        self.train, self.tokens = self._fitting("train", _prompts(recipe.prompts.train, recipe.prompts.limit))
+        self.heldout, _ = self._fitting(
+            "evaluation", _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
         )
-        self.tokens = sum(map(len, ids[: len(self.train)]))
+        self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
         name = recipe.reward.function
         resolve_reward(name)
         file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None) if ":" in name else None
@@ -64,6 +57,37 @@ class Prompts:
                 f"sample.top_p is {recipe.sample.top_p:g}: the optimum that is learnt is that of the truncated model; with"
                 " sample.top_p=1 it is the one of the formula"
             )
+
+    def _fitting(self, name: str, rows: list[PromptRow]) -> tuple[list[PromptRow], int]:
+        """The prompts that may be sampled after, and their tokens; what is too long is refused, or left out and counted.
+
+        Raises:
+            DataError: naming the first prompt that is too long, if `truncation` is error, and if none is left.
+        """
+        section, room, context = self.recipe.prompts, self.recipe.sample.max_new_tokens, self.context.tokens
+        assert section is not None
+        drop, most = section.truncation == "drop", section.max_prompt_tokens
+        ids = encode_prompts(
+            self.context.tokenizer,
+            [row.prompt for row in rows],
+            [row.source for row in rows],
+            context=None if drop else context,
+            room=room,
+        )
+        budget = min(most or sys.maxsize, context - room if drop and context else sys.maxsize)
+        kept = [(row, len(tokens)) for row, tokens in zip(rows, ids, strict=True) if len(tokens) <= budget]
+        if len(kept) < len(rows):
+            longest = max(range(len(rows)), key=lambda i: len(ids[i]))
+            said = (
+                f"prompts.{name}: {len(rows) - len(kept)} of {len(rows)} prompts have more than {budget} tokens (the longest,"
+                f" {rows[longest].source}, has {len(ids[longest])})"
+            )
+            if not drop or not kept:
+                raise DataError(
+                    f"{said}; raise prompts.max_prompt_tokens, or set prompts.truncation=drop to leave them out"
+                )
+            self.notes.append(f"{said} and are left out")
+        return [row for row, _ in kept], sum(count for _, count in kept)
 
 
 class Data:
