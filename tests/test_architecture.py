@@ -30,6 +30,7 @@ LEVELS = [
         "groups",
         "config_data",
         "config_train",
+        "config_sft",
         "config",
         "recipe",
         "estimators",
