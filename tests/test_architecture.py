@@ -31,6 +31,7 @@ LEVELS = [
         "groups",
         "config_data",
         "config_train",
+        "config_sft",
         "config",
         "recipe_paths",
         "recipe",
