@@ -30,16 +30,17 @@ LEVELS = [
         "groups",
         "config_data",
         "config_train",
+        "config_reward_model",
         "config",
         "recipe",
         "estimators",
     ],
-    ["losses", "data", "lab"],
+    ["losses", "reward_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["store", "report", "stages", "inputs", "pipeline"],
-    ["tables", "cli_data", "cli_doctor", "cli"],
+    ["store", "report", "stages", "stages_reward_model", "inputs", "pipeline"],
+    ["tables", "cli_data", "cli_doctor", "cli_reward", "cli"],
 ]
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py
 TORCH_FREE = ["", "config", "recipe", "groups", "estimators", "report", "cli"]  # "": `import exoalign` itself
