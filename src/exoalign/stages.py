@@ -5,11 +5,10 @@ Models are loaded by the stage that needs them and freed with it.
 
 from __future__ import annotations
 
-import difflib
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from exoalign.rewards.functions import resolve_reward, score
 from exoalign.sampling import SamplingSettings, TransformersSampler
 from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
-from exoalign.train.arguments import ExoConfig
+from exoalign.train.arguments import ExoConfig, arguments_of
 from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reference import add_reference
@@ -44,14 +43,6 @@ if TYPE_CHECKING:
 GROUPS, METRICS, HISTORY, MODEL = "groups.parquet", "metrics.json", "history.json", "model"
 EVALUATED = 512
 """Training groups that are evaluated at most: both models in float32 over all of a large data set take longer than training."""
-UNREAD = (
-    "label_smoothing_factor",
-    "group_by_length",
-    "label_names",
-    "resume_from_checkpoint",
-    "torch_empty_cache_steps",
-)
-"""Arguments of transformers' trainer that would do nothing here."""
 
 
 @dataclass(frozen=True)
@@ -111,31 +102,7 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
         "seed": recipe.seed,
         "output_dir": output_dir,
     }
-    known = [f.name for f in fields(ExoConfig)]
-    for key in align.trainer:
-        if key.endswith("_token"):
-            raise ConfigError(
-                f"align.trainer.{key}: a recipe is kept with the run and shown; set HF_TOKEN in the environment"
-            )
-        if key in UNREAD:
-            raise ConfigError(f"align.trainer.{key} has no effect on these objectives; leave it out")
-        if key in ours:
-            raise ConfigError(
-                f"align.trainer.{key}: the recipe sets this itself (align, model, seed or out); set it there"
-            )
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"align.trainer.{key} is no argument of the trainer" + (f"; did you mean {near[0]}?" if near else "")
-            )
-    defaults = {"save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": torch.accelerator.is_available()}
-    try:
-        arguments = ExoConfig(**{**defaults, **align.trainer, **ours})
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"align.trainer: {error}") from error
-    if arguments.n_gpu > 1:
-        raise ConfigError(f"{arguments.n_gpu} GPUs and one process: a run uses one; set CUDA_VISIBLE_DEVICES=0")
-    return arguments
+    return arguments_of(ExoConfig, ours, align.trainer, section="align")
 
 
 def sample(context: Context, rows: Sequence[PromptRow], folder: Path) -> str:
