@@ -54,7 +54,9 @@ class RewardModelSection(Section):
         if self.kind == "classifier" and "completions" in self.data.model_fields_set:
             raise ValueError("`data.completions` has no effect with kind: classifier, whose rows are single texts")
         if self.lora is not None and self.lora.quantize is not None:
-            raise ValueError("`lora.quantize` has no effect here: the adapter is merged into weights of 32 bits; leave it out")
+            raise ValueError(
+                "`lora.quantize` has no effect here: the adapter is merged into weights of 32 bits; leave it out"
+            )
         if self.lora is not None and self.lora.dropout and self.trainer.get("disable_dropout", True):
             raise ValueError(
                 "`lora.dropout` has no effect while all dropout is off; set trainer.disable_dropout to false too"

@@ -45,12 +45,14 @@ def _label(row: Row, where: str) -> float:
     for column in ("text", "label"):
         if column not in row or row[column] is None:
             raise DataError(
-                f"{where}: no `{column}`; found columns {columns_of(row)}; a classifier learns from `text, label` with the label"
-                " 0 or 1: add it, or train a reward model of the kind `ranking` on pairs"
+                f"{where}: no `{column}`; found columns {columns_of(row)}; a classifier learns from `text, label` with"
+                " the label 0 or 1: add it, or train a reward model of the kind `ranking` on pairs"
             )
     if not isinstance(row["text"], str):
         raise DataError(f"{where}: `text` is {type_name(row['text'])}; expected text; leave the row out")
     label: Any = row["label"]
     if not isinstance(label, int | float) or label not in (0, 1):
-        raise DataError(f"{where}: `label` is {str(label)[:60]!r}; expected 0 or 1, 1 for what is wanted; leave the row out")
+        raise DataError(
+            f"{where}: `label` is {str(label)[:60]!r}; expected 0 or 1, 1 for what is wanted; leave the row out"
+        )
     return float(label)

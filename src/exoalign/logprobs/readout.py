@@ -88,7 +88,9 @@ def row_scores(model: Any, batch: GroupBatch) -> Tensor:
     rows = text_rows(batch, 0 if pad_id is None else pad_id, device_of(model))
     if pad_id is None:  # then transformers takes one row at a time, and reads its last token
         lengths = rows.lengths.tolist()
-        logits = torch.cat([model(input_ids=ids[None, :n]).logits for ids, n in zip(rows.input_ids, lengths, strict=True)])
+        logits = torch.cat(
+            [model(input_ids=ids[None, :n]).logits for ids, n in zip(rows.input_ids, lengths, strict=True)]
+        )
     else:
         logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
     return spread(logits, rows.owner, batch.shape)

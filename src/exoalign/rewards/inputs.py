@@ -1,4 +1,4 @@
-"""What a reward model reads of a group: ids of prompt and reply together, made with the reward model's own tokenizer and template.
+"""What a reward model reads of a group: ids of prompt and reply together, by the reward model's own tokenizer and template.
 
 A conversation is rendered by the chat template, whole and without a generation prompt; the ids are those that
 `apply_chat_template` gives, unless a special token was typed into a turn: then each turn is tokenised apart, where it stays
@@ -11,7 +11,6 @@ behind it (see `logprobs.readout`).
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,7 +38,7 @@ class RewardInputs:
 
     Args:
         tokenizer: the reward model's own.
-        max_tokens: the longest input; more is cut from the left, and counted. None cuts nothing.
+        max_tokens: the longest input, 2 or more; longer ones are cut at the left, and counted. None cuts nothing.
         reads: `whole`, or `completion` to leave prompts out.
         pad_id: where the model reads the last token that is not this one, what stands behind that token is left out here.
 
@@ -60,16 +59,34 @@ class RewardInputs:
         self.tokenizer, self.max_tokens, self.reads, self.pad_id = tokenizer, max_tokens, reads, pad_id
         self.texts = self.cut = self.into_reply = 0
         self._said = False
-        self._begin = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
-        special = sorted((t.content for t in tokenizer.added_tokens_decoder.values() if t.special), key=len, reverse=True)
+        special = sorted(
+            (t.content for t in tokenizer.added_tokens_decoder.values() if t.special), key=len, reverse=True
+        )
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
 
     def of(self, group: Group) -> list[Ids]:
-        """The ids of each completion's input.
+        """The ids of each completion's input, each made and cut for itself.
 
         Raises:
             DataError, ModelError: naming the group: the template does not take its turns, or an input has no token.
         """
+        return [self._cut(ids, text) for ids, text in zip(self._whole(group), group.completions, strict=True)]
+
+    def alike(self, group: Group) -> list[Ids]:
+        """As `of`, but with a common first token: where that reached over the end of the prompt, the prompt is tokenised apart.
+
+        Raises:
+            DataError, ModelError: as `of`.
+        """
+        texts = self._whole(group)
+        if not _shared(texts):
+            begin = tuple(content_ids(self.tokenizer, prompt_text(group.prompt)))
+            texts = [begin + tuple(content_ids(self.tokenizer, completion_text(c))) for c in group.completions]
+        if not _shared(texts):
+            raise DataError(f"{group.where}: its prompt gives the reward model no token to read; expected a prompt")
+        return [self._cut(ids, text) for ids, text in zip(texts, group.completions, strict=True)]
+
+    def _whole(self, group: Group) -> list[Ids]:
         made = []
         for completion in group.completions:
             try:
@@ -78,7 +95,9 @@ class RewardInputs:
                 raise type(error)(f"{group.where}: {error}") from error
             if not ids:
                 raise DataError(f"{group.where}: a completion gives the reward model no token to read; leave it out")
-            made.append(self._fitted(ids, completion))
+            while self.pad_id is not None and len(ids) > 1 and ids[-1] == self.pad_id:
+                ids = ids[:-1]
+            made.append(ids)
         return made
 
     def _ids(self, prompt: Prompt, completion: Completion) -> Ids:
@@ -119,16 +138,14 @@ class RewardInputs:
         """How many special tokens stand in a text."""
         return len(self._special.findall(text)) if self._special else 0
 
-    def _fitted(self, ids: Ids, completion: Completion) -> Ids:
+    def _cut(self, ids: Ids, completion: Completion) -> Ids:
+        """An input that fits: of a longer one the first token, which begins all texts or turns, and the last ones."""
         self.texts += 1
-        while self.pad_id is not None and len(ids) > 1 and ids[-1] == self.pad_id:
-            ids = ids[:-1]
         if self.max_tokens is None or len(ids) <= self.max_tokens:
             return ids
         self.cut += 1
-        self.into_reply += len(content_ids(self.tokenizer, completion_text(completion))) > self.max_tokens
-        begin = ids[:1] if ids[0] in self._begin else ()
-        return begin + ids[len(ids) - self.max_tokens + len(begin) :]
+        self.into_reply += len(content_ids(self.tokenizer, completion_text(completion))) >= self.max_tokens
+        return ids[:1] + ids[len(ids) - self.max_tokens + 1 :]
 
     def lines(self) -> list[str]:
         """What was cut, for the user; nothing where nothing was."""
@@ -142,13 +159,9 @@ def laid_out(group: Group, inputs: RewardInputs, placeholder: int) -> Group:
     """The group with the ids that a reward model is trained on, in place of those it has.
 
     Raises:
-        DataError, ModelError: as `RewardInputs.of`.
+        DataError, ModelError: as `RewardInputs.alike`.
     """
-    whole = inputs.of(group)
-    if not _shared(whole):  # the first token of all reaches over the prompt's end
-        begin = tuple(content_ids(inputs.tokenizer, prompt_text(group.prompt))) or (placeholder,)
-        whole = [begin + tuple(content_ids(inputs.tokenizer, completion_text(c))) for c in group.completions]
-    made = with_places(whole, placeholder)
+    made = with_places(inputs.alike(group), placeholder)
     return replace(
         group,
         prompt_ids=made.prompt_ids,
@@ -169,7 +182,9 @@ def with_places(texts: Sequence[Ids], placeholder: int) -> Group:
     shared = _shared(texts)
     rests = [(*text[shared:], placeholder) for text in texts]
     masks = tuple((False,) * (len(rest) - 1) + (True,) for rest in rests)
-    return Group("", ("",) * len(texts), prompt_ids=texts[0][:shared], completion_ids=tuple(rests), completion_masks=masks)
+    return Group(
+        "", ("",) * len(texts), prompt_ids=texts[0][:shared], completion_ids=tuple(rests), completion_masks=masks
+    )
 
 
 def together(texts: Sequence[Ids], placeholder: int) -> list[tuple[list[int], Group]]:
@@ -183,7 +198,9 @@ def together(texts: Sequence[Ids], placeholder: int) -> list[tuple[list[int], Gr
 
 def _shared(texts: Sequence[Ids]) -> int:
     """How many tokens all texts begin with."""
-    return len(os.path.commonprefix(list(texts)))
+    first, last = min(texts), max(texts)  # of sorted sequences the outer ones differ first
+    both = zip(first, last, strict=False)
+    return next((i for i, (a, b) in enumerate(both) if a != b), len(first))
 
 
 def longest_input(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -1,4 +1,4 @@
-"""Loads reward models: `AutoModelForSequenceClassification` by folder or hub id, safetensors only, no foreign code unless asked."""
+"""Loads reward models: `AutoModelForSequenceClassification` by folder or hub id; safetensors only, no foreign code unasked."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def load_reward_model(
         device: where the weights go; the accelerator if there is one, when None.
 
     Raises:
-        ModelError: if it cannot be found, has no safetensors or wants its own code; if a weight is missing or a file damaged; if
-            it is an adapter, or its labels are not as many as are wanted.
+        ModelError: if it cannot be found, has no safetensors or wants its own code; if a weight is missing or a file damaged;
+            if it is an adapter, or its labels are not as many as are wanted.
     """
     source = resolve(path)
     if adapters.is_adapter_folder(source):

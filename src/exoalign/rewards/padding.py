@@ -22,7 +22,7 @@ def set_padding(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """Choose the padding token, write it into both configurations, and return its id.
 
     In this order: the one there is, a special token that is called so, the one for unknown words, another that the template
-    does not use; else a new one, for which the embeddings grow by a row. An encoder, which reads its first token, keeps its own.
+    does not use; else a new one, for which the embeddings grow by a row. An encoder reads its first token and keeps its own.
 
     Args:
         model: a sequence classification model of transformers; changed in place.

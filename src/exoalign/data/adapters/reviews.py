@@ -1,7 +1,8 @@
 """Film reviews: IMDb (Maas et al. 2011) and rt-polarity (Pang and Lee 2005), both `text, label`.
 
-The text is for SFT, which leaves the label out, and with its label for a classifier. A prompt is the beginning of a review up to the end of its eighth word, as it stands
-there, which is about ten tokens: counting tokens would take a tokenizer. A shorter review is a prompt as a whole.
+The text is for SFT, which leaves the label out; a classifier learns both. A prompt is the beginning of a review up to the end
+of its eighth word, as it stands there, which is about ten tokens: counting tokens would take a tokenizer. A shorter review is a
+prompt as a whole.
 """
 
 from __future__ import annotations
