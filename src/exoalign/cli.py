@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exoalign import cli_data, cli_doctor
+from exoalign import cli_data, cli_doctor, cli_reward
 from exoalign._version import __version__
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_reward.app, name="reward")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. align.beta_r=0.5")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
