@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from exoalign.config_data import Count, DataSection, Positive, PromptsSection, Section
+from exoalign.config_reward_model import RewardModelSection
+from exoalign.config_sft import SftSection
 from exoalign.config_train import AlignSection
 
 
@@ -50,12 +52,18 @@ class EvaluateSection(Section):
 
 
 class Recipe(Section):
-    """A whole run. Either `prompts` (completions are sampled and rewarded) or `data` (they exist already) is given."""
+    """A whole run. Either `prompts` (completions are sampled and rewarded) or `data` (they exist already) is given.
+
+    With `sft` the model is fine-tuned first, and what comes out is the policy and the reference of all that follows. With
+    `reward_model` one is trained, which a scorer of `reward` names as `model: trained`.
+    """
 
     name: str = "run"
     out: str = "runs/run"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # NumPy takes no larger ones
     model: ModelSection
+    sft: SftSection | None = None
+    reward_model: RewardModelSection | None = None
     prompts: PromptsSection | None = None
     data: DataSection | None = None
     sample: SampleSection = SampleSection()
