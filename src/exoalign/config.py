@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from exoalign.config_data import Count, DataSection, Positive, PromptsSection, Section
+from exoalign.config_data import Count, DataSection, PromptsSection, Section
 from exoalign.config_reward_model import RewardModelSection
+from exoalign.config_sample import SampleSection
 from exoalign.config_sft import SftSection
 from exoalign.config_train import AlignSection
 
@@ -27,16 +28,6 @@ class ModelSection(Section):
     revision: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
-
-
-class SampleSection(Section):
-    """How completions are drawn from the model."""
-
-    k: Annotated[int, Field(ge=2)] = 8
-    temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_new_tokens: Count = 128
-    batch_size: Count = 64
 
 
 class RewardSection(Section):
