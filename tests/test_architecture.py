@@ -39,7 +39,7 @@ LEVELS = [
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["store", "report", "stages", "inputs", "pipeline"],
+    ["store", "report", "stages", "stages_sft", "inputs", "pipeline"],
     ["tables", "cli_data", "cli_doctor", "cli"],
 ]
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py
