@@ -39,6 +39,9 @@ def test_the_options_of_every_command_are_these():
         "run": [
             ("recipe", True, None),
             ("overrides", False, None),
+            ("--dry-run", False, False),
+            ("--redo", False, False),
+            ("--allow-inexact", False, False),
             ("--json", False, False),
             ("--quiet -q", False, False),
         ],
@@ -58,6 +61,8 @@ def test_the_options_of_every_command_are_these():
             ("--estimate", False, False),
             ("--shape", False, None),
             ("overrides", False, None),
+            ("--redo", False, False),
+            ("--allow-inexact", False, False),
             ("--json", False, False),
             ("--quiet -q", False, False),
         ],
@@ -431,7 +436,7 @@ def test_a_stage_made_from_something_else_is_left_alone(place, exoalign):
     before = contents(place / "out" / "align")
     code, out, err = exoalign("run", "data.yaml")
     assert (code, out) == (2, "")
-    assert "error: out/align was made from something else:\n  seed was 1 and is 0\n" in err
+    assert "error: out/align stands and does not fit:\n  seed was 1 and is 0\n" in err
     assert contents(place / "out" / "align") == before
 
 

@@ -20,9 +20,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from exoalign.config import Recipe
-from exoalign.config_data import SourceSection
 from exoalign.errors import ConfigError
-from exoalign.files import HUB_ID
+from exoalign.recipe_paths import resolve_paths
 
 MOST_BYTES = 100_000
 """A recipe is a page of text; what is larger was meant for something else."""
@@ -92,7 +91,7 @@ def build_recipe(
         raise ConfigError("\n".join(_describe(item, where, origin) for item in found[:5])) from None
     if not files:
         return recipe
-    return _resolve_paths(
+    return resolve_paths(
         recipe, lambda key: _place(where, key, origin), lambda place: None if place in by_hand else folder
     )
 
@@ -240,51 +239,3 @@ def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _resolve_paths(recipe: Recipe, place: Callable[[str], str], beside: Callable[[str], Path | None]) -> Recipe:
-    """The recipe with input files found beside it or in the working directory (overrides: there only)."""
-    updates: dict[str, Any] = {}
-    for name in ("prompts", "data"):
-        section = getattr(recipe, name)
-        if section is None:
-            continue
-        found: dict[str, Any] = {}
-        for key in ("train", "evaluation"):
-            value, full = getattr(section, key), f"{name}.{key}"
-            if isinstance(value, list):
-                found[key] = [_resolved(item, f"{full}.{i}", place, beside) for i, item in enumerate(value)]
-            elif value is not None:
-                found[key] = _resolved(value, full, place, beside)
-        updates[name] = section.model_copy(update=found)
-    folder = beside(place("model.path"))
-    if folder is not None and os.path.isdir(folder / recipe.model.path):
-        updates["model"] = recipe.model.model_copy(update={"path": str(folder / recipe.model.path)})
-    return recipe.model_copy(update=updates)
-
-
-def _resolved(
-    source: str | SourceSection, key: str, place: Callable[[str], str], beside: Callable[[str], Path | None]
-) -> str | SourceSection:
-    if isinstance(source, str):
-        return _find(source, key, place(key), beside(place(key)))
-    at = place(f"{key}.path")
-    return source.model_copy(update={"path": _find(source.path, f"{key}.path", at, beside(at))})
-
-
-def _find(value: str, key: str, place: str, folder: Path | None) -> str:
-    """A file or folder, or what looks like a hub id (`owner/name`) and is neither."""
-    candidates = [base / os.path.expanduser(value) for base in (folder, Path()) if base is not None]
-    for candidate in candidates:
-        if os.path.isfile(candidate) or (value and os.path.isdir(candidate)):
-            return str(candidate)
-    if HUB_ID.fullmatch(value) and not any(os.path.isdir(candidate.parent) for candidate in candidates):
-        return value
-    parents = [candidate.parent for candidate in candidates if os.path.isdir(candidate.parent)]
-    names = {p.name: p for parent in parents for p in parent.iterdir() if p.is_file()}
-    near = difflib.get_close_matches(Path(value).name, list(names), n=1)
-    looked = " and ".join(dict.fromkeys(str(candidate) for candidate in candidates))
-    raise ConfigError(
-        f"{place}: `{key}`: file {value} does not exist (looked for {looked})"
-        + (f"; did you mean {names[near[0]]}?" if near else "")
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers import PrinterCallback
 
 from exoalign.config import Recipe
 from exoalign.data.formats import PromptRow
+from exoalign.data.show import render_group
 from exoalign.data.table import read_table, write_table
 from exoalign.errors import ConfigError
 from exoalign.estimators import cluster_bootstrap
@@ -29,6 +30,7 @@ from exoalign.models import context_length, load_model
 from exoalign.progress import Progress
 from exoalign.rewards.functions import resolve_reward, score
 from exoalign.sampling import SamplingSettings, TransformersSampler
+from exoalign.store import StageResult
 from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
 from exoalign.train.arguments import ExoConfig, arguments_of
@@ -47,20 +49,37 @@ EVALUATED = 512
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage needs: the recipe, the tokenizer, whether to compute in bfloat16, whether to show progress."""
+    """What every stage needs.
+
+    Attributes:
+        recipe: the whole recipe.
+        tokenizer: the model's.
+        bf16: whether to compute in bfloat16.
+        show: whether to show progress.
+        say: takes a line for the user.
+        allow_inexact: whether training may go on without a file of its checkpoint.
+        policy: the model before alignment where it is not the recipe's own: what SFT left.
+    """
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     bf16: bool
     show: bool = True
+    say: Callable[[str], None] = lambda line: None
+    allow_inexact: bool = False
+    policy: Path | None = None
+
+    def after(self, done: Mapping[str, StageResult]) -> Context:
+        """The same once these stages are done."""
+        return replace(self, policy=done["sft"].folder / MODEL) if "sft" in done else self
 
     def progress(self, label: str, total: int) -> Progress:
         """A progress line."""
         return Progress(label, total, enabled=self.show)
 
     def load(self, path: str | Path | None = None, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """A model, the recipe's own when `path` is None."""
-        section = self.recipe.model
+        """A model, the one before alignment when `path` is None."""
+        section, path = self.recipe.model, path or self.policy
         return load_model(
             str(path or section.path),
             dtype=dtype,
@@ -127,6 +146,8 @@ def reward(context: Context, groups_file: Path, folder: Path) -> str:
 def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     """Train the policy -> model/, history.json, groups.parquet with the reference log-probs."""
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
+    for line in render_group(groups[0], context.tokenizer).split("\n"):
+        context.say(f"  {line}")
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
         try:

@@ -123,7 +123,7 @@ def prepare(
         change = "the budgets" if any(part.told["tried"] for part in parts) else "`data.holdout`"
         raise DataError("\n".join([f"{found}; change {change} or the data", *notes]))
     weights = [None if held_out else source.weight for source in sources]
-    groups, mixed = _mixed(sources, [part.groups for part in parts], weights, seed)
+    groups, told = mixed(sources, [part.groups for part in parts], weights, seed)
     return Prepared(
         groups,
         {
@@ -133,7 +133,7 @@ def prepare(
             **settings,
             "count": len(groups),
         },
-        [line for source, part in zip(sources, parts, strict=True) for line in _lines(source, part)] + mixed,
+        [line for source, part in zip(sources, parts, strict=True) for line in _lines(source, part)] + told,
         notes,
         frozenset(value for part in parts for value in part.told["temperatures"]),
     )
@@ -223,10 +223,14 @@ def source_of(section: SourceSection) -> Source:
     return Source(section.path, section.adapter, section.split, section.subset, section.revision)
 
 
-def _mixed(
+def mixed(
     sources: Sequence[SourceSection], parts: Sequence[Sequence[Group]], weights: Sequence[float | None], seed: int
 ) -> tuple[Sequence[Group], list[str]]:
-    """The groups of several data sets: one after the other, or with weights in turns; and what was taken of each."""
+    """The groups of several data sets: one after the other, or with weights in turns; and what was taken of each.
+
+    Raises:
+        DataError: if a data set has no share.
+    """
     if len(parts) == 1:
         return parts[0], []
     sizes = [len(part) for part in parts]

@@ -1,0 +1,313 @@
+"""The stage that trains a reward model, and measures it on what it has not learnt from."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback
+
+from exoalign import adapters
+from exoalign.config_reward_model import RewardModelSection
+from exoalign.data.contents import Commits
+from exoalign.data.group_table import build
+from exoalign.data.prepare import Prepared
+from exoalign.data.reward_data import as_ranking, reward_data
+from exoalign.data.token_cache import default_folder
+from exoalign.errors import ConfigError
+from exoalign.evaluate.heldout import spread
+from exoalign.evaluate.reward_model import classifier_metrics, comparisons, ranking_metrics
+from exoalign.files import write_text
+from exoalign.groups import Group, completion_text, prompt_text
+from exoalign.models import load_tokenizer
+from exoalign.progress import Progress
+from exoalign.rewards.inputs import RewardInputs, laid_out, longest_input
+from exoalign.rewards.load import load_reward_model
+from exoalign.rewards.model import RewardModel
+from exoalign.rewards.padding import set_padding
+from exoalign.train.arguments import arguments_of
+from exoalign.train.progress_callback import StepProgress
+from exoalign.train.reward import LABELS, RewardConfig, RewardTrainer
+
+MODEL, METRICS, HISTORY, SUMMARY = "model", "metrics.json", "history.json", "summary.json"
+EVALUATED = 512
+"""Training groups that are evaluated at most, where nothing is held out."""
+SHOWN, CHARACTERS = 3, 600
+"""Mistakes that the summary shows, and of how many characters each."""
+THINNED = 2000
+"""Values of a histogram at most."""
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """What a reward model is trained and measured on; both sides are read and checked before any work."""
+
+    train: Prepared
+    heldout: Prepared | None
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What both depend on, as JSON values."""
+        return {"train": self.train.made_from, "heldout": self.heldout.made_from if self.heldout else None}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should mind."""
+        missing = [] if self.heldout else ["nothing is held out: what is measured is measured on the training data"]
+        return [*self.train.notes, *(self.heldout.notes if self.heldout else []), *missing]
+
+
+def read_reward_data(section: RewardModelSection, *, seed: int) -> RewardData:
+    """Both sides of a section's data.
+
+    Raises:
+        DataError: naming the row, the group or the data set that cannot be used.
+    """
+    cache = default_folder()
+    commits = Commits(cache)
+    train = reward_data(section, "train", seed=seed, cache=cache, commits=commits)
+    assert train is not None
+    return RewardData(train, reward_data(section, "heldout", seed=seed, cache=cache, commits=commits))
+
+
+def reward_arguments(section: RewardModelSection, *, seed: int, bf16: bool, output_dir: str) -> RewardConfig:
+    """The trainer's settings that a section asks for.
+
+    Raises:
+        ConfigError: naming the key of `reward_model.trainer` that is unknown, or that the section has a setting of its own for.
+    """
+    ours: dict[str, Any] = {
+        "kind": section.kind,
+        "margin": section.margin,
+        "centring": section.centring,
+        "learning_rate": section.learning_rate,
+        "num_train_epochs": section.epochs,
+        "per_device_train_batch_size": section.groups_per_step,
+        "max_tokens_per_pass": None if section.max_tokens_per_pass == "auto" else section.max_tokens_per_pass,
+        "bf16": bf16,
+        "seed": seed,
+        "output_dir": output_dir,
+    }
+    return arguments_of(RewardConfig, ours, section.trainer, section="reward_model")
+
+
+def reward_model(
+    section: RewardModelSection,
+    data: RewardData,
+    folder: Path,
+    *,
+    model: str,
+    seed: int,
+    bf16: bool,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    show: bool = True,
+) -> str:
+    """Train a reward model -> model/ (a standard sequence classification model), metrics.json, history.json, summary.json.
+
+    Args:
+        section: the settings.
+        data: of `read_reward_data`.
+        folder: the stage's.
+        model: the run's model, which is begun with unless the section names one.
+        seed: of the head, the order of the data and the bootstrap.
+        bf16: compute under bfloat16 autocast; what is measured is measured so too.
+        revision, trust_remote_code: of the run's model.
+        show: show progress.
+
+    Returns:
+        A few words on what was done.
+
+    Raises:
+        ExoalignError: where data, model and settings do not fit.
+    """
+    if section.model is not None:
+        model, revision = section.model, None
+    history, notes = _train(section, data.train.groups, folder, model, seed, bf16, revision, trust_remote_code, show)
+    gc.collect()
+    heldout = data.heldout.groups if data.heldout else spread(data.train.groups, EVALUATED, seed=seed)
+    with Progress("reward held-out", len(heldout), enabled=show) as progress:
+        scorer = RewardModel(
+            str(folder / MODEL), bf16=bf16, trust_remote_code=trust_remote_code, report=progress.advance
+        )
+        scorer.inputs.max_tokens = min(filter(None, (scorer.inputs.max_tokens, section.max_tokens)), default=None)
+        rewards = scorer(heldout)
+    measure = ranking_metrics if section.kind == "ranking" else classifier_metrics
+    metrics = {"heldout" if data.heldout else "train": measure(heldout, rewards, seed=seed)}
+    (found,) = metrics.values()
+    write_text(folder / METRICS, json.dumps(metrics, indent=1))
+    write_text(folder / HISTORY, json.dumps({"steps": history, "warnings": notes}, indent=1))
+    summary = _summary(section, heldout, rewards, found, history, on="held-out" if data.heldout else "training")
+    write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+    accuracy = found["accuracy"]
+    on = "held-out" if data.heldout else "training"
+    return (
+        f"{len(history)} steps of {section.groups_per_step}, accuracy {accuracy['mean']:.3f}"
+        f" ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {len(heldout)} {on} groups"
+    )
+
+
+def _train(
+    section: RewardModelSection,
+    groups: Sequence[Group],
+    folder: Path,
+    path: str,
+    seed: int,
+    bf16: bool,
+    revision: str | None,
+    trust_remote_code: bool,
+    show: bool,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Train and save; returns the steps' metrics and what the user should mind."""
+    remote: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    arguments = reward_arguments(section, seed=seed, bf16=bf16, output_dir=str(folder))
+    base: Any = load_reward_model(path, fresh_labels=LABELS[section.kind], seed=seed, **remote)
+    tokenizer = load_tokenizer(path, **remote)
+    pad_id = set_padding(base, tokenizer)
+    longest = longest_input(base, tokenizer)
+    # the placeholder is no input, but the trainer counts it
+    most = min(filter(None, (section.max_tokens, longest and longest - 1)), default=None)
+    inputs = RewardInputs(tokenizer, max_tokens=most)
+    pairs = section.kind == "classifier" or all(group.winner is not None for group in groups)
+    with tempfile.TemporaryDirectory() as name:
+        table = build(
+            (laid_out(group if pairs else as_ranking(group), inputs, pad_id) for group in groups),
+            Path(name) / "ids.arrow",
+        )
+        try:
+            trainer = RewardTrainer(base, arguments, table, processing_class=tokenizer, peft_config=_adapter(section))
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
+            raise ConfigError(f"reward_model.trainer: {error}") from error
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(StepProgress(enabled=show))
+        trainer.train()
+        trained: Any = trainer.model
+    if section.lora is not None:
+        trained = trained.merge_and_unload()
+    trained.save_pretrained(folder / MODEL)
+    tokenizer.save_pretrained(folder / MODEL)
+    return [step for step in trainer.state.log_history if "loss" in step], inputs.lines()
+
+
+def _adapter(section: RewardModelSection) -> Any:
+    lora = section.lora
+    if lora is None:
+        return None
+    return adapters.lora_config(
+        r=lora.r, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules, task_type="SEQ_CLS"
+    )
+
+
+def _summary(
+    section: RewardModelSection,
+    groups: Sequence[Group],
+    rewards: Sequence[Sequence[float]],
+    found: dict[str, Any],
+    history: Sequence[dict[str, Any]],
+    *,
+    on: str,
+) -> dict[str, Any]:
+    """What the page shows."""
+    ranking = section.kind == "ranking"
+    bins = [entry for entry in found["calibration"]["bins"] if entry["count"]]
+    baseline = (
+        {"label": "accuracy of preferring the longer one", "value": _three(found["longer_wins"])}
+        if ranking
+        else {
+            "label": "accuracy of saying the same always",
+            "value": found["majority"],
+        }
+    )
+    numbers = [
+        {"label": f"accuracy on {on} data", "value": _three(found["accuracy"])},
+        baseline,
+        {"label": "expected calibration error", "value": found["calibration"]["error"]},
+        *(
+            {
+                "label": f"accuracy: {name}",
+                "value": _three(part),
+                "note": f"{part.get('pairs', part.get('texts'))} cases",
+            }
+            for name, part in found["by_length"].items()
+            if "mean" in part
+        ),
+    ]
+    steps = [step["step"] for step in history]
+    curves = [
+        {
+            "title": "Training",
+            "x_label": "step",
+            "y_label": "loss, accuracy",
+            "series": [
+                {"name": name, "x": steps, "y": [step.get(name) for step in history]} for name in ("loss", "accuracy")
+            ],
+        },
+        {
+            "title": "Calibration",
+            "x_label": "predicted probability",
+            "y_label": "share that came true",
+            "series": [
+                {"name": on, "x": [b["predicted"] for b in bins], "y": [b["observed"] for b in bins]},
+                {"name": "perfect", "x": [bins[0]["low"], bins[-1]["high"]], "y": [bins[0]["low"], bins[-1]["high"]]},
+            ],
+        },
+    ]
+    return {
+        "numbers": numbers,
+        "curves": curves,
+        "histograms": [_histogram(groups, rewards, ranking=ranking)],
+        "texts": [{"title": "Largest mistakes", "rows": _mistakes(groups, rewards, ranking=ranking)}],
+    }
+
+
+def _histogram(groups: Sequence[Group], rewards: Sequence[Sequence[float]], *, ranking: bool) -> dict[str, Any]:
+    both = list(zip(groups, rewards, strict=True))
+    if ranking:
+        ahead = [pair.ahead for group, row in both for pair in comparisons(group, row)]
+        return {
+            "title": "Reward of the better one minus that of the other",
+            "x_label": "difference in reward",
+            "series": [{"name": "pairs", "values": _thinned(ahead)}],
+        }
+    labelled = [(label, value) for group, row in both for label, value in zip(group.rewards or (), row, strict=True)]
+    return {
+        "title": "Log-odds of label 1",
+        "x_label": "log-odds",
+        "series": [
+            {"name": f"label {label}", "values": _thinned([value for known, value in labelled if known == label])}
+            for label in (0, 1)
+        ],
+    }
+
+
+def _mistakes(groups: Sequence[Group], rewards: Sequence[Sequence[float]], *, ranking: bool) -> list[dict[str, str]]:
+    """Where the model is most sure and wrong."""
+    found: list[tuple[float, str, str]] = []
+    for group, row in zip(groups, rewards, strict=True):
+        if not ranking:
+            for completion, label, value in zip(group.completions, group.rewards or (), row, strict=True):
+                wrong = value if label < 0.5 else -value
+                found.append((wrong, f"label {label:g}, log-odds {value:.2f}", completion_text(completion)))
+        elif pairs := list(comparisons(group, row)):
+            worst = min(pair.ahead for pair in pairs)
+            text = "\n\n".join(
+                f"[{value:.2f}] {completion_text(c)[: CHARACTERS // 2]}"
+                for value, c in zip(row, group.completions, strict=True)
+            )
+            found.append((-worst, f"{prompt_text(group.prompt)[-CHARACTERS // 2 :]}", text))
+    found.sort(key=lambda item: -item[0])
+    return [{"label": label, "text": text[:CHARACTERS]} for wrong, label, text in found[:SHOWN] if wrong > 0]
+
+
+def _three(interval: dict[str, float]) -> dict[str, float]:
+    return {name: interval[name] for name in ("mean", "low", "high")}
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    step = max(1, -(-len(values) // THINNED))
+    return list(values[::step])
