@@ -25,7 +25,7 @@ from exoalign.evaluate.perplexity import compare_losses, text_losses
 from exoalign.files import write_text
 from exoalign.groups import Group, completion_text, prompt_text
 from exoalign.merging import merge
-from exoalign.models import load_model
+from exoalign.models import identity, load_model
 from exoalign.progress import Progress
 from exoalign.train.adapter import check_lora, lora_compute_type, lora_settings
 from exoalign.train.arguments import arguments_of
@@ -120,6 +120,17 @@ def check_sft(section: SftSection, model: ModelSection, *, seed: int, bf16: bool
     """
     sft_arguments(section, seed=seed, bf16=bf16)
     check_lora(section.lora, model, name="sft.lora")
+
+
+def made_from(section: SftSection, data: SftData, model: ModelSection, *, seed: int, bf16: bool) -> dict[str, Any]:
+    """All that the stage's files depend on, as JSON values."""
+    return {
+        "model": identity(model.path, model.revision),
+        "sft": section.model_dump(exclude={"data"}),
+        "data": data.made_from,
+        "seed": seed,
+        "bf16": bf16,
+    }
 
 
 def sft(
