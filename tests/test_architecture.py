@@ -24,7 +24,7 @@ PACKAGE = "exoalign"
 LEVELS = [
     ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators",
      "config_data", "config_train", "config_sft", "config_reward_model", "config_sample", "config_reward",
-     "config_judge", "config", "recipe_paths", "recipe"],
+     "config_judge", "config", "config_runs", "recipe_paths", "recipe"],
     ["losses", "reward_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -26,6 +26,7 @@ from exoalign.recipe_paths import resolve_paths
 MOST_BYTES = 100_000
 """A recipe is a page of text; what is larger was meant for something else."""
 
+Kind = TypeVar("Kind", bound=BaseModel)
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {"str", "int", "float", "bool", "null"}
 
@@ -65,6 +66,38 @@ def build_recipe(
 
     With `files` False, input files need not exist.
     """
+    recipe, where, by_hand = _checked(Recipe, values, overrides, lines, origin)
+    if not files:
+        return recipe
+    return resolve_paths(
+        recipe, lambda key: _place(where, key, origin), lambda place: None if place in by_hand else folder
+    )
+
+
+def build_section(
+    kind: type[Kind],
+    values: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    lines: Mapping[str, str] | None = None,
+    origin: str = "command line",
+) -> Kind:
+    """Check a nested dict as a section of any kind, with `key=value` settings that win over it; see `build_recipe`.
+
+    Raises:
+        ConfigError: naming key, place and the nearest valid key.
+    """
+    return _checked(kind, values, overrides, lines, origin)[0]
+
+
+def _checked(
+    kind: type[Kind],
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    lines: Mapping[str, str] | None,
+    origin: str,
+) -> tuple[Kind, dict[str, str], set[str]]:
+    """The section, where each of its keys stands, and the places of overrides."""
     values, where = copy.deepcopy(values), dict(lines or {})
     by_hand: set[str] = set()
     for override in overrides:
@@ -85,15 +118,10 @@ def build_recipe(
         where = {name: at for name, at in where.items() if not name.startswith(f"{key}.")} | {key: place}
         by_hand.add(place)
     try:
-        recipe = Recipe.model_validate(values)
+        return kind.model_validate(values), where, by_hand
     except ValidationError as error:
         found = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # a typo explains what is missing
-        raise ConfigError("\n".join(_describe(item, where, origin) for item in found[:5])) from None
-    if not files:
-        return recipe
-    return resolve_paths(
-        recipe, lambda key: _place(where, key, origin), lambda place: None if place in by_hand else folder
-    )
+        raise ConfigError("\n".join(_describe(item, where, origin, kind) for item in found[:5])) from None
 
 
 def _text_of(path: Path) -> str:
@@ -185,9 +213,8 @@ def _place(where: Mapping[str, str], key: str, origin: str) -> str:
     return next((where[name] for name in around if name in where), origin)
 
 
-def _section(location: Sequence[str]) -> type[BaseModel] | None:
-    """The section that the keys lead to, or None where they lead to something else."""
-    model: type[BaseModel] = Recipe
+def _section(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:
+    """The section that the keys lead to from another, or None where they lead to something else."""
     for key in location:
         if key.isdecimal():  # an item of a list of sections
             continue
@@ -206,14 +233,14 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
-def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
+def _describe(item: Any, where: Mapping[str, str], origin: str, kind: type[BaseModel]) -> str:
     """One validation error as: place, key, what was found, what was expected, the nearest valid key."""
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
     place = _place(where, key, origin)
     found = "empty" if item["input"] is None else _short(repr(item["input"]))
     if item["type"] == "extra_forbidden":
-        around = _section(location[:-1])
+        around = _section(kind, location[:-1])
         known = list(around.model_fields) if around else []
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(known)}"
@@ -225,7 +252,7 @@ def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
         named = (".".join([*location, name]) for name in re.findall(r"`([\w.]+)`", message))
         place = next((where[name] for name in named if name in where), place)
         return f"{place}: {key + ': ' if key else ''}{message}"
-    section = _section(location)
+    section = _section(kind, location)
     if item["type"] == "model_type" and section:
         return f"{place}: `{key}` is {found}; expected a section with the keys {', '.join(section.model_fields)}"
     if item["type"] == "literal_error":

@@ -15,6 +15,7 @@ from exoalign.errors import TrainingError
 from exoalign.estimators import Interval, ratio_bootstrap
 from exoalign.groups import Group
 from exoalign.train.reference import logprobs_of
+from exoalign.train.sft import perplexity
 
 TOGETHER = 64
 """Examples whose passes are planned together."""
@@ -61,7 +62,7 @@ def compare_losses(
 
     def both(losses: Sequence[float]) -> dict[str, Any]:
         loss = ratio_bootstrap(losses, tokens, seed=seed)
-        ends = (math.exp(min(end, 700.0)) for end in (loss.mean, loss.low, loss.high))
+        ends = map(perplexity, (loss.mean, loss.low, loss.high))
         return {"loss": loss.as_dict(), "perplexity": Interval(*ends).as_dict()}
 
     change = [theirs - ours for theirs, ours in zip(after, before, strict=True)]

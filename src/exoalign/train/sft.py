@@ -73,8 +73,13 @@ class SftTrainer(GroupTrainer):
         return int(batch.completion_lengths.sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the loss as the mean over the tokens since the last log, and its perplexity."""
-        if "loss" in logs and self._counted:
-            loss = float(self._sums["loss"]) / self._counted
-            logs = {**logs, "perplexity": math.exp(min(loss, 700.0))}  # beyond is no number
+        """Log, and note the perplexity of a step's loss in the history."""
         super().log(logs, start_time)
+        last = self.state.log_history[-1]
+        if "loss" in last:
+            last["perplexity"] = perplexity(last["loss"])
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) of a loss in nats a token, and no more than a float holds."""
+    return math.exp(min(loss, 700.0))
