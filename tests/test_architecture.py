@@ -25,6 +25,7 @@ LEVELS = [
         "errors",
         "_version",
         "files",
+        "differences",
         "finished",
         "progress",
         "groups",

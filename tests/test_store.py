@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from exoalign.differences import differences
 from exoalign.errors import StoreError
 from exoalign.files import checksum, write_text
-from exoalign.store import RunFolder, differences
+from exoalign.store import RunFolder
 
 MADE_FROM = {"model": {"weights": "abc"}, "sample": {"k": 8, "temperature": 1.0}, "prompts": ["a", "b"], "limit": None}
 

@@ -26,6 +26,13 @@ UNREAD = (
     "torch_empty_cache_steps",
 )
 """Arguments of transformers' trainer that would do nothing here."""
+RESUMING = {
+    "save_total_limit": "the last two checkpoints are kept, and none when the stage is done",
+    "save_only_model": "without the optimizer's state training cannot go on from a checkpoint",
+    "restore_callback_states_from_checkpoint": "it would restore the wish to stop, too",
+    "ignore_data_skip": "training would go on with groups that it has seen",
+}
+"""Arguments that would break going on from a checkpoint, and why."""
 
 
 @dataclass
@@ -141,6 +148,8 @@ def arguments_of(
             raise ConfigError(f"{where}: a recipe is kept with the run and shown; set HF_TOKEN in the environment")
         if key in UNREAD:
             raise ConfigError(f"{where} has no effect here; leave it out")
+        if key in RESUMING:
+            raise ConfigError(f"{where}: leave it out: {RESUMING[key]}")
         if key in ours:
             raise ConfigError(f"{where}: the recipe sets this itself ({section}, model, seed or out); set it there")
         if key not in known:

@@ -22,7 +22,7 @@ def accumulate(
     batch: GroupBatch,
     losses: Callable[[Tensor, GroupBatch], Tensor],
     *,
-    total: Tensor | float,
+    total: Tensor | int,
     max_tokens: int,
     values: Callable[[torch.nn.Module, GroupBatch], Tensor] | None = None,
     temperature: float = 1.0,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from exoalign.logprobs.engine import completion_logprobs
 from exoalign.logprobs.passes import values_in_passes
 from exoalign.models import autocast, load_model, load_tokenizer, without_dropout
 from exoalign.train.arguments import GroupConfig
+from exoalign.train.checkpoint_folder import CheckpointFolder
 from exoalign.train.diagnostics import refuse_lost_updates
 from exoalign.train.gradient import accumulate
 from exoalign.train.preflight import tokens_per_pass
@@ -94,6 +96,7 @@ class GroupTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._counted = 0
         self._budget: int | None = None
+        self.checkpoints: CheckpointFolder | None = None
         super().__init__(
             model=model,
             args=args,
@@ -134,12 +137,18 @@ class GroupTrainer(Trainer):
             TrainingError: if the loss is not finite at some step, or a weight after the last.
         """
         output = super().train(*args, **kwargs)
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
-            raise TrainingError(f"after step {self.state.global_step} a weight is not finite; lower learning_rate")
+        self._check_weights()
         return output
 
+    def _check_weights(self) -> None:
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+            raise TrainingError(
+                f"after step {self.state.global_step} a weight is not finite; lower learning_rate; nothing was saved from"
+                " this step"
+            )
+
     def training_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | float | None = None
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward over the groups of a step, in passes of at most `max_tokens_per_pass` tokens."""
         model.train()
@@ -175,7 +184,7 @@ class GroupTrainer(Trainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | float | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The losses, summed over the groups of this pass and divided by what the whole step counts."""
         batch = GroupBatch(**inputs)
@@ -218,9 +227,40 @@ class GroupTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the metrics noted since the last log, as means over what was counted."""
         if "loss" in logs and self._counted:
-            logs = {**logs, **{name: float(value) / self._counted for name, value in self._sums.items()}}
+            totals = torch.stack([*self._sums.values(), torch.tensor(float(self._counted), device=self.args.device)])
+            if self.args.world_size > 1:
+                totals = self.accelerator.reduce(totals, reduction="sum")
+            *sums, counted = totals.tolist()
+            logs = {**logs, **{name: value / counted for name, value in zip(self._sums, sums, strict=True)}}
             self._sums, self._counted = {}, 0
         super().log(logs, start_time)
+
+    # Checkpoints.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self.checkpoints is None else str(self.checkpoints.path)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self.checkpoints is None:
+            super()._save_checkpoint(model, trial)
+            return
+        self._check_weights()
+        with self.checkpoints.saving(self.state.global_step) as folder:
+            super()._save_checkpoint(model, trial)
+            self._save_notes(folder)
+        self.checkpoints.prune(self.state.best_model_checkpoint)
+
+    def _save_notes(self, folder: Path) -> None:
+        """What this process noted since the last log, and the passes that it has trained in: other passes round otherwise."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        record = {"sums": sums, "counted": self._counted, "tokens_per_pass": self.tokens_per_pass}
+        (folder / f"notes_{self.args.process_index}.json").write_text(json.dumps(record), encoding="utf-8")
+
+    def restore_notes(self, folder: Path) -> None:
+        """Go on with what a checkpoint's `notes` say."""
+        record = json.loads((folder / f"notes_{self.args.process_index}.json").read_text(encoding="utf-8"))
+        self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in record["sums"].items()}
+        self._counted, self._budget = record["counted"], record["tokens_per_pass"]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A standard folder: weights (or the adapter) as safetensors, configuration, tokenizer, template, and no pickle."""
@@ -235,7 +275,7 @@ class GroupTrainer(Trainer):
         values = values_in_passes(model, batch, self.values, max_tokens=self.tokens_per_pass)
         return self._finite_losses(model, values, batch).sum() / self.count(batch), None, None
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> float:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int:
         """What the passes of one step count: an uneven last pass then weighs what it holds.
 
         Several processes average their gradients, so that each divides by the mean of what they count.
@@ -244,7 +284,7 @@ class GroupTrainer(Trainer):
         if self.args.world_size == 1:
             return counted
         everywhere = self.accelerator.reduce(torch.tensor(counted, device=device), reduction="sum")
-        return float(everywhere) / self.args.world_size
+        return everywhere / self.args.world_size
 
 
 def _tensors(groups: Sequence[Group]) -> dict[str, Tensor]:
