@@ -25,13 +25,14 @@ from exoalign.evaluate.reward_model import classifier_metrics, ranking_metrics
 from exoalign.evaluate.reward_summary import reward_summary
 from exoalign.files import write_text
 from exoalign.groups import Group
-from exoalign.models import load_tokenizer
+from exoalign.models import identity, load_tokenizer
 from exoalign.progress import Progress
 from exoalign.rewards.inputs import RewardInputs, laid_out, longest_input
 from exoalign.rewards.load import load_reward_model
 from exoalign.rewards.model import RewardModel
 from exoalign.rewards.padding import set_padding
 from exoalign.train.arguments import arguments_of
+from exoalign.train.checkpoints import train_resumably
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reward import LABELS, RewardConfig, RewardTrainer
 
@@ -93,6 +94,26 @@ def reward_arguments(section: RewardModelSection, *, seed: int, bf16: bool, outp
     return arguments_of(RewardConfig, ours, section.trainer, section="reward_model")
 
 
+def reward_model_inputs(
+    section: RewardModelSection,
+    data: RewardData,
+    *,
+    model: str,
+    seed: int,
+    bf16: bool,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """All that the stage is made from, as JSON values; arguments as for `reward_model`."""
+    known = identity(model, revision) if section.model is None else identity(section.model)
+    return {
+        "model": known,
+        "reward_model": section.model_dump(exclude={"data", "model", "checkpoint_minutes"}),
+        "data": data.made_from,
+        "bf16": bf16,
+        "seed": seed,
+    }
+
+
 def reward_model(
     section: RewardModelSection,
     data: RewardData,
@@ -106,6 +127,8 @@ def reward_model(
     show: bool = True,
 ) -> str:
     """Train a reward model -> model/ (a standard sequence classification model), metrics.json, history.json, summary.json.
+
+    Interrupted, it goes on from the last of the `checkpoints/` that it keeps there.
 
     Args:
         section: the settings.
@@ -123,9 +146,10 @@ def reward_model(
     Raises:
         ExoalignError: where data, model and settings do not fit.
     """
-    if section.model is not None:
-        model, revision = section.model, None
-    history, notes = _train(section, data.train.groups, folder, model, seed, bf16, revision, trust_remote_code, show)
+    made_from = reward_model_inputs(section, data, model=model, seed=seed, bf16=bf16, revision=revision)
+    remote: dict[str, Any] = {"revision": None if section.model else revision, "trust_remote_code": trust_remote_code}
+    begin = _Begin(section.model or model, remote, seed, bf16)
+    history, notes = _train(section, data.train.groups, folder, begin, made_from, show=show)
     gc.collect()
     heldout = data.heldout.groups if data.heldout else spread(data.train.groups, EVALUATED, seed=seed)
     with Progress("reward held-out", len(heldout), enabled=show) as progress:
@@ -149,20 +173,28 @@ def reward_model(
     )
 
 
+@dataclass(frozen=True)
+class _Begin:
+    """What training begins with."""
+
+    path: str
+    remote: dict[str, Any]
+    seed: int
+    bf16: bool
+
+
 def _train(
     section: RewardModelSection,
     groups: Sequence[Group],
     folder: Path,
-    path: str,
-    seed: int,
-    bf16: bool,
-    revision: str | None,
-    trust_remote_code: bool,
+    begin: _Begin,
+    made_from: dict[str, Any],
+    *,
     show: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Train and save; returns the steps' metrics and what the user should mind."""
-    remote: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    arguments = reward_arguments(section, seed=seed, bf16=bf16, output_dir=str(folder))
+    path, seed, remote = begin.path, begin.seed, begin.remote
+    arguments = reward_arguments(section, seed=seed, bf16=begin.bf16, output_dir=str(folder))
     base: Any = load_reward_model(path, fresh_labels=LABELS[section.kind], seed=seed, **remote)
     tokenizer = load_tokenizer(path, **remote)
     pad_id = set_padding(base, tokenizer)
@@ -182,7 +214,7 @@ def _train(
             raise ConfigError(f"reward_model.trainer: {error}") from error
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StepProgress(enabled=show))
-        trainer.train()
+        train_resumably(trainer, folder, made_from=made_from, minutes=section.checkpoint_minutes)
         trained: Any = trainer.model
     if section.lora is not None:
         trained = trained.merge_and_unload()
