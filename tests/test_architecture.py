@@ -38,8 +38,8 @@ LEVELS = [
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["store", "report", "stages", "inputs", "pipeline"],
-    ["tables", "cli_data", "cli_doctor", "cli"],
+    ["store", "listing", "report", "stages", "inputs", "pipeline"],
+    ["tables", "cli_data", "cli_doctor", "cli_runs", "cli"],
 ]
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py
 TORCH_FREE = ["", "config", "recipe", "groups", "estimators", "report", "cli"]  # "": `import exoalign` itself
