@@ -100,7 +100,8 @@ def test_a_folder_of_runs_and_a_run_are_both_taken_and_nothing_twice(run, tmp_pa
     (tmp_path / "runs" / "notes.txt").write_text("not a run")
     (tmp_path / "runs" / "folder").mkdir()
     run_at(tmp_path / "runs" / "folder" / "deeper")
-    assert [(found.name, found.state) for found in list_runs([tmp_path / "runs", run])] == [
+    (tmp_path / "link").symlink_to(run)
+    assert [(found.name, found.state) for found in list_runs([tmp_path / "runs", run, tmp_path / "link"])] == [
         ("theirs", "done"),
         ("mine", "unfinished"),
     ]
@@ -213,13 +214,16 @@ def test_a_run_file_without_a_name_is_damaged_and_goes_by_its_folder(tmp_path, n
 
 
 def test_foreign_files_and_links_do_no_harm(run, tmp_path):
+    bytes_of_files = size(run)
     (run / "loop").symlink_to(run)
     (run / "gone").symlink_to(tmp_path / "nowhere")
     (run / ".hidden").mkdir()
     (run / ".hidden" / "manifest.json").write_text("{}")
-    os.utime(run / "report", (1e14, 1e14))
+    os.utime(run / ".evaluate.partial" / "rows.sqlite", (1e14, 1e14))  # later than any year that Python knows
     os.mkfifo(run / "pipe")  # reading it would wait for ever
-    assert [s.name for s in list_runs([run])[0].stages] == ["sft", "align", "evaluate"]
+    (found,) = list_runs([run])
+    assert [s.name for s in found.stages] == ["sft", "align", "evaluate"]
+    assert found.size == bytes_of_files + 2  # the hidden manifest
 
 
 # On the terminal

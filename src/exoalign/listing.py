@@ -177,7 +177,7 @@ def _extent(folder: Path) -> tuple[int, float]:
             try:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
-                else:
+                elif entry.is_file(follow_symlinks=False):
                     found = entry.stat(follow_symlinks=False)
                     size, last = size + found.st_size, max(last, found.st_mtime)
             except OSError:  # gone since, as files of a run that goes on are
