@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from exoalign.sampling import SamplingSettings, TransformersSampler
 from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
 from exoalign.train.arguments import ExoConfig, arguments_of
+from exoalign.train.checkpoints import steps_of, train_resumably
 from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reference import add_reference
@@ -124,8 +125,26 @@ def reward(context: Context, groups_file: Path, folder: Path) -> str:
     return f"{len(values)} rewards, mean {sum(values) / len(values):.3f}"
 
 
-def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
-    """Train the policy -> model/, history.json, groups.parquet with the reference log-probs."""
+def align(
+    context: Context,
+    groups: Sequence[Group],
+    folder: Path,
+    *,
+    made_from: Mapping[str, Any] | None = None,
+    allow_inexact: bool = False,
+) -> str:
+    """Train the policy -> model/, history.json, groups.parquet with the reference log-probs; checkpoints/ while it lasts.
+
+    Args:
+        context: the recipe, tokenizer and precision.
+        groups: the training data.
+        folder: where to write; checkpoints that an interrupted attempt left there are gone on from.
+        made_from: what the stage is made from, as a JSON value; a checkpoint of something else is refused.
+        allow_inexact: go on from a checkpoint that has lost its optimizer or random state, too.
+
+    Raises:
+        Interrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
+    """
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
@@ -147,11 +166,12 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
         trainer.prepare_reference()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(enabled=context.show))
-    trainer.train()
+    minutes = context.recipe.align.checkpoint_minutes
+    train_resumably(trainer, folder, made_from=made_from or {}, minutes=minutes, allow_inexact=allow_inexact)
     trainer.save_model(str(folder / MODEL))
     write_table(trainer.train_dataset, folder / GROUPS)
     record = {
-        "steps": [step for step in trainer.state.log_history if "loss" in step],
+        "steps": steps_of(trainer.state.log_history),
         "warnings": [finding.sentence for finding in trainer.findings],
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))

@@ -1,7 +1,7 @@
 """A training that tests kill: this process has torch loaded, and forks a child for each line of JSON on its stdin.
 
-It answers with the child's process id, and when the child has ended with what `waitpid` says of it. A child trains a tiny
-GPT-2 with dropout and gradient accumulation, by `train_resumably`, and writes what came out: checksums and history.
+It answers with the child's process id, and at the next line, whatever it says, with what `waitpid` says of the child. A child
+trains a tiny GPT-2 with dropout and gradient accumulation, by `train_resumably`, and writes what came out: checksums, history.
 """
 
 import json
@@ -79,6 +79,7 @@ def main() -> None:
         if pid == 0:
             os._exit(child(json.loads(line)))
         print(pid, flush=True)
+        sys.stdin.readline()  # until then it can be killed without harm to another process of that number
         print(os.waitpid(pid, 0)[1], flush=True)
 
 
