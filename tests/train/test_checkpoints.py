@@ -531,3 +531,45 @@ def test_the_stage_leaves_the_same_bytes_whether_it_was_stopped_or_not(tiny_fold
     }
     assert files["stopped"] == files["alone"]
     assert {"history.json", "groups.parquet", "model/model.safetensors"} <= set(files["alone"])
+
+
+# 7. Several processes.
+
+
+def ranks(folder: Path, **request) -> tuple[int, str]:
+    """Two ranks by torchrun, with gloo on the CPU: the launcher's exit code and what the ranks said."""
+    folder.mkdir(exist_ok=True)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(HERE / "resumable_training.py")]
+    done = subprocess.run(
+        [sys.executable, *command, json.dumps({"folder": str(folder), **request})],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, (folder / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_and_go_on(tmp_path):
+    """6 steps of 2 x 2 groups. SIGKILL ends one rank in step 3: the other ends too, and what was saved is gone on from. Then
+    SIGTERM reaches one rank in step 5: both end that step, and save it."""
+    code, log = ranks(tmp_path / "alone", minutes=60.0)
+    assert code == 0, log
+    expected = Child(0, None, tmp_path / "alone").outcome
+    assert [step["step"] for step in expected["history"]] == [1, 2, 3, 4, 5, 6]
+
+    folder = tmp_path / "run"
+    code, log = ranks(folder, fault={"step": 3, "number": signal.SIGKILL, "rank": 1})
+    assert code != 0
+    assert steps(folder)[-1] == 2, log
+    code, log = ranks(folder, minutes=60.0, fault={"step": 5, "number": signal.SIGTERM, "rank": 1})
+    assert code != 0
+    assert f"goes on from {folder}/checkpoints/checkpoint-2" in log
+    assert log.count("stopped by SIGTERM after step 5 of 6") == 2, log
+    assert steps(folder)[-1] == 5
+    code, log = ranks(folder)
+    assert code == 0, log
+    assert Child(0, None, folder).outcome == expected
+    with pytest.raises(TrainingError, match="processes was 2 and is 1"):
+        train_resumably(build(tmp_path / "out"), folder, made_from={})
