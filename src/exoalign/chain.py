@@ -198,7 +198,12 @@ class Chain:
 
         return Stage(
             "align",
-            {**self._base, **made_from, "align": settings.model_dump(), "temperature": self.recipe.temperature},
+            {
+                **self._base,
+                **made_from,
+                "align": settings.model_dump(exclude={"checkpoint_minutes"}),
+                "temperature": self.recipe.temperature,
+            },
             (*self._policy, *inputs),
             lambda path, done: stages.align(self.context.after(done), groups(done), path),
             forecast,
