@@ -37,9 +37,10 @@ def test_every_command_runs(command, tiny_folder, tmp_path, monkeypatch, capsys)
 
 def test_the_settings_are_those_of_the_section():
     table = PAGE[PAGE.index("## Settings") : PAGE.index("## What is stored")]
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \|([^|]*)\|", table, re.MULTILINE))
     assert list(rows) == list(SftSection.model_fields)
     for name, shown in rows.items():
         field = SftSection.model_fields[name]
         if not field.is_required() and name not in ("lora", "trainer"):
-            assert str(field.default).lower() == shown.strip("` ") or float(shown) == field.default
+            told = shown.strip("` ")
+            assert told == str(field.default).lower() or float(told) == field.default, name

@@ -208,7 +208,8 @@ def sft(
         gc.collect()
         merge(str(folder / "adapter"), folder / MODEL, trust_remote_code=model.trust_remote_code)
         shutil.rmtree(folder / "adapter")
-    write_text(folder / HISTORY, json.dumps({"steps": steps, "warnings": []}, indent=1))
+    # sorted, as what comes out of a checkpoint is
+    write_text(folder / HISTORY, json.dumps({"steps": steps, "warnings": []}, indent=1, sort_keys=True))
     metrics: dict[str, Any] | None = None
     if data.heldout:
         metrics = {**compare_losses(heldout, before, after, seed=seed), "of": len(data.heldout.groups)}
