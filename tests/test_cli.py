@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "sft", "align", "merge", "doctor", "data"]
+COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -107,6 +107,7 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
             ("--html", False, None),
         ],
+        "runs": [("folders", False, None), ("--json", False, False)],
         "data convert": [
             ("source", True, None),
             ("out", True, None),

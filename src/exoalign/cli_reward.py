@@ -100,9 +100,16 @@ def _section(values: dict[str, Any], overrides: list[str]) -> Any:
 def _train(section: Any, model: str, out: str, *, seed: int, quiet: bool) -> dict[str, Any]:
     from pathlib import Path
 
-    from exoalign.models import identity, native_bfloat16, quiet_libraries
+    from exoalign.models import native_bfloat16, quiet_libraries
     from exoalign.progress import plain
-    from exoalign.stages_reward_model import METRICS, MODEL, read_reward_data, reward_arguments, reward_model
+    from exoalign.stages_reward_model import (
+        METRICS,
+        MODEL,
+        read_reward_data,
+        reward_arguments,
+        reward_model,
+        reward_model_inputs,
+    )
     from exoalign.store import RunFolder
 
     quiet_libraries()
@@ -111,13 +118,7 @@ def _train(section: Any, model: str, out: str, *, seed: int, quiet: bool) -> dic
     read = read_reward_data(section, seed=seed)
     for note in [] if quiet else read.notes:
         sys.stderr.write(f"note: {plain(note)}\n")
-    made_from = {
-        "model": identity(section.model or model),
-        "reward_model": section.model_dump(exclude={"data", "model"}),
-        "data": read.made_from,
-        "bf16": bf16,
-        "seed": seed,
-    }
+    made_from = reward_model_inputs(section, read, model=model, seed=seed, bf16=bf16)
     with RunFolder(out, Path(out).name) as folder:
         stage = folder.stage(
             "reward_model",

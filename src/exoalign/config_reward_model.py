@@ -37,7 +37,7 @@ class RewardModelSection(Section):
     epochs: Positive = 1.0
     groups_per_step: Count = 16
     max_tokens_per_pass: Count | Literal["auto"] = "auto"
-    checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 10.0
+    checkpoint_minutes: Positive = 10.0
     lora: LoraSection | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 

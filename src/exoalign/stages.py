@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback
 
+from exoalign import stages_sample
 from exoalign.config import Recipe
 from exoalign.data.formats import PromptRow
 from exoalign.data.show import render_group
@@ -96,8 +97,7 @@ class Context:
 
     def settings(self, *, k: int, seed: int) -> SamplingSettings:
         """The recipe's sampling settings."""
-        sample = self.recipe.sample
-        return SamplingSettings(k, sample.temperature, sample.top_p, sample.max_new_tokens, seed)
+        return stages_sample.settings_of(self.recipe.sample, k=k, seed=seed)
 
 
 def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer_output") -> ExoConfig:
@@ -125,14 +125,14 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
 
 
 def sample(context: Context, rows: Sequence[PromptRow], folder: Path) -> str:
-    """K completions of the model for each prompt -> groups.parquet."""
-    settings = context.settings(k=context.recipe.sample.k, seed=context.recipe.seed)
-    model = context.load(dtype=torch.bfloat16 if context.bf16 else torch.float32)
-    groups = _draw(context, model, rows, settings, "base")
-    write_table(groups, folder / GROUPS)
-    stopped = sum(finish == "stop" for group in groups for finish in group.provenance["finish"])
-    count = sum(group.k for group in groups)
-    return f"{len(groups)} prompts x {groups[0].k} completions, {stopped / count:.0%} ended by themselves"
+    """K completions of the model for each prompt -> groups.parquet, summary.json."""
+    recipe, dtype = context.recipe, torch.bfloat16 if context.bf16 else torch.float32
+    settings = context.settings(k=recipe.sample.k, seed=recipe.seed)
+    sampler = stages_sample.open_sampler(
+        recipe.sample, recipe.model, context.tokenizer, lambda: context.load(dtype=dtype), bf16=context.bf16
+    )
+    with context.progress("sample base", len(rows) * settings.k) as progress:
+        return stages_sample.sample(sampler, rows, settings, folder, progress.advance)
 
 
 def reward(context: Context, groups_file: Path, folder: Path) -> str:
@@ -187,11 +187,11 @@ def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow],
     policy it is computed with. (With bfloat16 weights the demo's came out at -0.24 nats: see docs/log.md.)
     """
     recipe = context.recipe
-    settings = replace(context.settings(k=recipe.evaluate.k, seed=recipe.seed + 1), top_p=1.0)
+    settings = replace(context.settings(k=recipe.evaluate.k, seed=recipe.seed + 1), top_p=1.0, top_k=0)
     models = {"base": context.load(), "aligned": context.load(aligned)}
     groups = {}
     for name, model in models.items():
-        drawn = _draw(context, model, rows, settings, name)
+        drawn = _draw(context, model, rows, settings, folder, name)
         groups[name] = _score(context, drawn, f"reward {name}")
         write_table(groups[name], folder / f"{name}.parquet")
     with context.progress("KL", len(rows)) as progress:
@@ -255,17 +255,16 @@ def _told(did: str, cache: ReferenceCache | None) -> str:
 
 
 def _draw(
-    context: Context, model: PreTrainedModel, rows: Sequence[PromptRow], settings: SamplingSettings, name: str
+    context: Context,
+    model: PreTrainedModel,
+    rows: Sequence[PromptRow],
+    settings: SamplingSettings,
+    folder: Path,
+    name: str,
 ) -> list[Group]:
+    sampler = TransformersSampler(model, context.tokenizer, batch_size=context.recipe.sample.batch_size, name=name)
     with context.progress(f"sample {name}", len(rows) * settings.k) as progress:
-        sampler = TransformersSampler(
-            model,
-            context.tokenizer,
-            batch_size=context.recipe.sample.batch_size,
-            name=name,
-            report=progress.advance,
-        )
-        return sampler.sample([row.prompt for row in rows], settings, [row.source for row in rows])
+        return list(stages_sample.Drawn(sampler, rows, settings, folder, progress.advance))
 
 
 def _score(context: Context, groups: Sequence[Group], label: str) -> list[Group]:

@@ -21,26 +21,24 @@ from exoalign.data.reward_data import as_ranking, reward_data
 from exoalign.data.token_cache import default_folder
 from exoalign.errors import ConfigError
 from exoalign.evaluate.heldout import spread
-from exoalign.evaluate.reward_model import classifier_metrics, comparisons, ranking_metrics
+from exoalign.evaluate.reward_model import classifier_metrics, ranking_metrics
+from exoalign.evaluate.reward_summary import reward_summary
 from exoalign.files import write_text
-from exoalign.groups import Group, completion_text, prompt_text
-from exoalign.models import load_tokenizer
+from exoalign.groups import Group
+from exoalign.models import identity, load_tokenizer
 from exoalign.progress import Progress
 from exoalign.rewards.inputs import RewardInputs, laid_out, longest_input
 from exoalign.rewards.load import load_reward_model
 from exoalign.rewards.model import RewardModel
 from exoalign.rewards.padding import set_padding
 from exoalign.train.arguments import arguments_of
+from exoalign.train.checkpoints import train_resumably
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reward import LABELS, RewardConfig, RewardTrainer
 
 MODEL, METRICS, HISTORY, SUMMARY = "model", "metrics.json", "history.json", "summary.json"
 EVALUATED = 512
 """Training groups that are evaluated at most, where nothing is held out."""
-SHOWN, CHARACTERS = 3, 600
-"""Mistakes that the summary shows, and of how many characters each."""
-THINNED = 2000
-"""Values of a histogram at most."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,26 @@ def reward_arguments(section: RewardModelSection, *, seed: int, bf16: bool, outp
     return arguments_of(RewardConfig, ours, section.trainer, section="reward_model")
 
 
+def reward_model_inputs(
+    section: RewardModelSection,
+    data: RewardData,
+    *,
+    model: str,
+    seed: int,
+    bf16: bool,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """All that the stage is made from, as JSON values; arguments as for `reward_model`."""
+    known = identity(model, revision) if section.model is None else identity(section.model)
+    return {
+        "model": known,
+        "reward_model": section.model_dump(exclude={"data", "model", "checkpoint_minutes"}),
+        "data": data.made_from,
+        "bf16": bf16,
+        "seed": seed,
+    }
+
+
 def reward_model(
     section: RewardModelSection,
     data: RewardData,
@@ -109,6 +127,8 @@ def reward_model(
     show: bool = True,
 ) -> str:
     """Train a reward model -> model/ (a standard sequence classification model), metrics.json, history.json, summary.json.
+
+    Interrupted, it goes on from the last of the `checkpoints/` that it keeps there.
 
     Args:
         section: the settings.
@@ -126,9 +146,10 @@ def reward_model(
     Raises:
         ExoalignError: where data, model and settings do not fit.
     """
-    if section.model is not None:
-        model, revision = section.model, None
-    history, notes = _train(section, data.train.groups, folder, model, seed, bf16, revision, trust_remote_code, show)
+    made_from = reward_model_inputs(section, data, model=model, seed=seed, bf16=bf16, revision=revision)
+    remote: dict[str, Any] = {"revision": None if section.model else revision, "trust_remote_code": trust_remote_code}
+    begin = _Begin(section.model or model, remote, seed, bf16)
+    history, notes = _train(section, data.train.groups, folder, begin, made_from, show=show)
     gc.collect()
     heldout = data.heldout.groups if data.heldout else spread(data.train.groups, EVALUATED, seed=seed)
     with Progress("reward held-out", len(heldout), enabled=show) as progress:
@@ -142,30 +163,38 @@ def reward_model(
     (found,) = metrics.values()
     write_text(folder / METRICS, json.dumps(metrics, indent=1))
     write_text(folder / HISTORY, json.dumps({"steps": history, "warnings": notes}, indent=1))
-    summary = _summary(section, heldout, rewards, found, history, on="held-out" if data.heldout else "training")
+    on = "held-out" if data.heldout else "training"
+    summary = reward_summary(heldout, rewards, found, history, ranking=section.kind == "ranking", on=on)
     write_text(folder / SUMMARY, json.dumps(summary, indent=1))
     accuracy = found["accuracy"]
-    on = "held-out" if data.heldout else "training"
     return (
         f"{len(history)} steps of {section.groups_per_step}, accuracy {accuracy['mean']:.3f}"
         f" ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {len(heldout)} {on} groups"
     )
 
 
+@dataclass(frozen=True)
+class _Begin:
+    """What training begins with."""
+
+    path: str
+    remote: dict[str, Any]
+    seed: int
+    bf16: bool
+
+
 def _train(
     section: RewardModelSection,
     groups: Sequence[Group],
     folder: Path,
-    path: str,
-    seed: int,
-    bf16: bool,
-    revision: str | None,
-    trust_remote_code: bool,
+    begin: _Begin,
+    made_from: dict[str, Any],
+    *,
     show: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Train and save; returns the steps' metrics and what the user should mind."""
-    remote: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    arguments = reward_arguments(section, seed=seed, bf16=bf16, output_dir=str(folder))
+    path, seed, remote = begin.path, begin.seed, begin.remote
+    arguments = reward_arguments(section, seed=seed, bf16=begin.bf16, output_dir=str(folder))
     base: Any = load_reward_model(path, fresh_labels=LABELS[section.kind], seed=seed, **remote)
     tokenizer = load_tokenizer(path, **remote)
     pad_id = set_padding(base, tokenizer)
@@ -185,7 +214,7 @@ def _train(
             raise ConfigError(f"reward_model.trainer: {error}") from error
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StepProgress(enabled=show))
-        trainer.train()
+        train_resumably(trainer, folder, made_from=made_from, minutes=section.checkpoint_minutes)
         trained: Any = trainer.model
     if section.lora is not None:
         trained = trained.merge_and_unload()
@@ -201,113 +230,3 @@ def _adapter(section: RewardModelSection) -> Any:
     return adapters.lora_config(
         r=lora.r, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules, task_type="SEQ_CLS"
     )
-
-
-def _summary(
-    section: RewardModelSection,
-    groups: Sequence[Group],
-    rewards: Sequence[Sequence[float]],
-    found: dict[str, Any],
-    history: Sequence[dict[str, Any]],
-    *,
-    on: str,
-) -> dict[str, Any]:
-    """What the page shows."""
-    ranking = section.kind == "ranking"
-    bins = [entry for entry in found["calibration"]["bins"] if entry["count"]]
-    baseline = (
-        {"label": "accuracy of preferring the longer one", "value": _three(found["longer_wins"])}
-        if ranking
-        else {
-            "label": "accuracy of saying the same always",
-            "value": found["majority"],
-        }
-    )
-    numbers = [
-        {"label": f"accuracy on {on} data", "value": _three(found["accuracy"])},
-        baseline,
-        {"label": "expected calibration error", "value": found["calibration"]["error"]},
-        *(
-            {
-                "label": f"accuracy: {name}",
-                "value": _three(part),
-                "note": f"{part.get('pairs', part.get('texts'))} cases",
-            }
-            for name, part in found["by_length"].items()
-            if "mean" in part
-        ),
-    ]
-    steps = [step["step"] for step in history]
-    curves = [
-        {
-            "title": "Training",
-            "x_label": "step",
-            "y_label": "loss, accuracy",
-            "series": [
-                {"name": name, "x": steps, "y": [step.get(name) for step in history]} for name in ("loss", "accuracy")
-            ],
-        },
-        {
-            "title": "Calibration",
-            "x_label": "predicted probability",
-            "y_label": "share that came true",
-            "series": [
-                {"name": on, "x": [b["predicted"] for b in bins], "y": [b["observed"] for b in bins]},
-                {"name": "perfect", "x": [bins[0]["low"], bins[-1]["high"]], "y": [bins[0]["low"], bins[-1]["high"]]},
-            ],
-        },
-    ]
-    return {
-        "numbers": numbers,
-        "curves": curves,
-        "histograms": [_histogram(groups, rewards, ranking=ranking)],
-        "texts": [{"title": "Largest mistakes", "rows": _mistakes(groups, rewards, ranking=ranking)}],
-    }
-
-
-def _histogram(groups: Sequence[Group], rewards: Sequence[Sequence[float]], *, ranking: bool) -> dict[str, Any]:
-    both = list(zip(groups, rewards, strict=True))
-    if ranking:
-        ahead = [pair.ahead for group, row in both for pair in comparisons(group, row)]
-        return {
-            "title": "Reward of the better one minus that of the other",
-            "x_label": "difference in reward",
-            "series": [{"name": "pairs", "values": _thinned(ahead)}],
-        }
-    labelled = [(label, value) for group, row in both for label, value in zip(group.rewards or (), row, strict=True)]
-    return {
-        "title": "Log-odds of label 1",
-        "x_label": "log-odds",
-        "series": [
-            {"name": f"label {label}", "values": _thinned([value for known, value in labelled if known == label])}
-            for label in (0, 1)
-        ],
-    }
-
-
-def _mistakes(groups: Sequence[Group], rewards: Sequence[Sequence[float]], *, ranking: bool) -> list[dict[str, str]]:
-    """Where the model is most sure and wrong."""
-    found: list[tuple[float, str, str]] = []
-    for group, row in zip(groups, rewards, strict=True):
-        if not ranking:
-            for completion, label, value in zip(group.completions, group.rewards or (), row, strict=True):
-                wrong = value if label < 0.5 else -value
-                found.append((wrong, f"label {label:g}, log-odds {value:.2f}", completion_text(completion)))
-        elif pairs := list(comparisons(group, row)):
-            worst = min(pair.ahead for pair in pairs)
-            text = "\n\n".join(
-                f"[{value:.2f}] {completion_text(c)[: CHARACTERS // 2]}"
-                for value, c in zip(row, group.completions, strict=True)
-            )
-            found.append((-worst, f"{prompt_text(group.prompt)[-CHARACTERS // 2 :]}", text))
-    found.sort(key=lambda item: -item[0])
-    return [{"label": label, "text": text[:CHARACTERS]} for wrong, label, text in found[:SHOWN] if wrong > 0]
-
-
-def _three(interval: dict[str, float]) -> dict[str, float]:
-    return {name: interval[name] for name in ("mean", "low", "high")}
-
-
-def _thinned(values: Sequence[float]) -> list[float]:
-    step = max(1, -(-len(values) // THINNED))
-    return list(values[::step])

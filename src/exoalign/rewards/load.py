@@ -86,7 +86,7 @@ def load_reward_model(
         )
     if begun:
         _fill_head(model, seed)
-    return model.to(device or default_device())  # type: ignore[no-any-return]
+    return model.to(device or default_device())
 
 
 def _is_reward_model(config: Any) -> bool:

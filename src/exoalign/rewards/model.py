@@ -176,7 +176,8 @@ def label_number(model: PreTrainedModel, label: int | str | None, path: str) -> 
     Raises:
         ConfigError: if there is no such label, naming those there are, or the model has only one.
     """
-    names = [str(model.config.id2label.get(i, i)) for i in range(model.config.num_labels)]
+    config: Any = model.config
+    names = [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
     if len(names) == 1:
         if label is not None:
             raise ConfigError(f"reward model {path} has one label, whose logit is the reward; leave positive_label out")
