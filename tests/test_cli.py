@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "align", "merge", "doctor", "runs", "data"]
+COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -60,6 +60,24 @@ def test_the_options_of_every_command_are_these():
             ("--eval-limit", False, None),
             ("--estimate", False, False),
             ("--shape", False, None),
+            ("overrides", False, None),
+            ("--redo", False, False),
+            ("--allow-inexact", False, False),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
+        "sft": [
+            ("--model", True, None),
+            ("--data", True, None),
+            ("--out", True, None),
+            ("--eval-data", False, None),
+            ("--adapter", False, None),
+            ("--split", False, None),
+            ("--eval-split", False, None),
+            ("--subset", False, None),
+            ("--revision", False, None),
+            ("--limit", False, None),
+            ("--eval-limit", False, None),
             ("overrides", False, None),
             ("--redo", False, False),
             ("--allow-inexact", False, False),

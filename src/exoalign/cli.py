@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -222,11 +221,10 @@ def _run(recipe: Recipe, *, as_json: bool, quiet: bool, redo: bool, allow_inexac
     try:
         from exoalign.models import quiet_libraries
         from exoalign.pipeline import run as run_recipe
+        from exoalign.progress import show_warnings
 
         quiet_libraries()
-        handler = logging.NullHandler() if quiet else logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("warning: %(message)s"))
-        logging.getLogger("exoalign").addHandler(handler)
+        show_warnings(enabled=not quiet)
         result = run_recipe(
             recipe,
             say=(lambda line: None) if quiet else _say,
