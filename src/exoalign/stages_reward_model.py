@@ -162,7 +162,8 @@ def reward_model(
     metrics = {"heldout" if data.heldout else "train": measure(heldout, rewards, seed=seed)}
     (found,) = metrics.values()
     write_text(folder / METRICS, json.dumps(metrics, indent=1))
-    write_text(folder / HISTORY, json.dumps({"steps": history, "warnings": notes}, indent=1))
+    # sorted, as transformers sorts what it keeps of the steps before an interruption
+    write_text(folder / HISTORY, json.dumps({"steps": history, "warnings": notes}, indent=1, sort_keys=True))
     on = "held-out" if data.heldout else "training"
     summary = reward_summary(heldout, rewards, found, history, ranking=section.kind == "ranking", on=on)
     write_text(folder / SUMMARY, json.dumps(summary, indent=1))
