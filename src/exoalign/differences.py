@@ -1,4 +1,4 @@
-"""What differs between two records of settings and inputs: a line for each value, for the errors that refuse to mix them."""
+"""What differs between two nested dicts, in lines for people."""
 
 from __future__ import annotations
 
