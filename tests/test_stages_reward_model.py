@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from exoalign.config import ModelSection
 from exoalign.config_reward_model import RewardModelSection
 from exoalign.errors import ConfigError, Interrupted, ModelError
 from exoalign.rewards.model import RewardModel
-from exoalign.stages_reward_model import read_reward_data, reward_arguments, reward_model, reward_model_inputs
+from exoalign.stages_reward_model import made_from, read_reward_data, reward_arguments, reward_model
 from exoalign.train.reward import RewardTrainer
 
 TRAINING = {"learning_rate": 3e-3, "epochs": 2.0, "groups_per_step": 4}
@@ -40,7 +41,7 @@ def section_for(tmp_path, rows, **settings):
 def run(section, folder, model, *, seed=0):
     folder.mkdir(exist_ok=True)
     data = read_reward_data(section, seed=seed)
-    return reward_model(section, data, folder, model=str(model), seed=seed, bf16=False, show=False)
+    return reward_model(section, data, folder, model=ModelSection(path=str(model)), seed=seed, bf16=False, show=False)
 
 
 def files_of(folder):
@@ -146,8 +147,8 @@ def test_a_merged_adapter_is_saved_as_a_whole_model(tiny_folder, tmp_path):
 def test_what_the_stage_is_made_from(tiny_folder, tmp_path):
     def inputs(**settings):
         section = section_for(tmp_path, PAIRS, **settings)
-        return reward_model_inputs(
-            section, read_reward_data(section, seed=0), model=str(tiny_folder), seed=0, bf16=False
+        return made_from(
+            section, read_reward_data(section, seed=0), ModelSection(path=str(tiny_folder)), seed=0, bf16=False
         )
 
     first = inputs()
@@ -257,7 +258,7 @@ class TestCommand:
             "--holdout",
             "0.3",
         ]
-        settings = ["learning_rate=1e-3", "groups_per_step=4", "--json", "--quiet"]
+        settings = ["reward_model.learning_rate=1e-3", "reward_model.groups_per_step=4", "--json", "--quiet"]
         first = json.loads(self.command(*arguments, *settings).stdout)
         assert (tmp_path / "run" / "reward_model" / "model" / "model.safetensors").is_file()
         assert first["model"] == str(tmp_path / "run" / "reward_model" / "model")
@@ -269,10 +270,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("setting", "message"),
         [
-            ("centering=1", "centering: Extra inputs are not permitted (found '1')"),
-            ("kind=pairs", "kind: Input should be 'ranking' or 'classifier' (found 'pairs')"),
-            ("margin", "'margin': expected key=value, for example centring=0.01"),
-            ("kind.of=3", "kind is a value and has no settings of its own"),
+            ("reward_model.centering=1", "unknown key `reward_model.centering`; did you mean `centring`?"),
+            ("reward_model.kind=pairs", "`reward_model.kind` is 'pairs'; expected 'ranking' or 'classifier'"),
+            ("reward_model.kind.of=3", "kind is a value, not a section"),
         ],
     )
     def test_wrong_settings_are_named(self, tiny_folder, tmp_path, setting, message):
