@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,6 +268,35 @@ class TestCommand:
         written = (tmp_path / "run" / "reward_model" / "manifest.json").stat().st_mtime_ns
         assert json.loads(self.command(*arguments, *settings).stdout) == first
         assert (tmp_path / "run" / "reward_model" / "manifest.json").stat().st_mtime_ns == written
+
+    def test_the_commands_of_the_docs(self, tiny_folder, tmp_path, monkeypatch):
+        from typer.testing import CliRunner
+
+        from exoalign.cli import app
+
+        section_for(tmp_path, PAIRS)
+        (tmp_path / "data.jsonl").rename(tmp_path / "pairs.jsonl")
+        section_for(tmp_path, TEXTS)
+        (tmp_path / "data.jsonl").rename(tmp_path / "reviews.jsonl")
+        monkeypatch.chdir(tmp_path)
+        page = (Path(__file__).parents[1] / "docs" / "reward-models.md").read_text()
+        commands = re.findall(r"^exoalign (reward train .*)$", page, re.MULTILINE)
+        assert len(commands) == 2
+        for command in commands:
+            command = command.replace("--model demo", f"--model {tiny_folder}").replace(
+                "--holdout 0.1", "--holdout 0.3"
+            )
+            found = CliRunner().invoke(app, command.split())
+            assert found.exit_code == 0, found.exception
+            assert re.search(r"^model: runs/\w+/reward_model/model$", found.stdout, re.MULTILINE)
+
+    def test_the_section_of_the_docs(self):
+        from ruamel.yaml import YAML
+
+        page = (Path(__file__).parents[1] / "docs" / "reward-models.md").read_text()
+        (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+        section = RewardModelSection.model_validate(YAML(typ="safe").load(block)["reward_model"])
+        assert section.centring == 0.01
 
     @pytest.mark.parametrize(
         ("setting", "message"),
