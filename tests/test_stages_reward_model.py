@@ -196,6 +196,41 @@ def test_a_reward_model_is_trained_further_and_must_be_of_the_kind(tiny_folder, 
         run(wrong, tmp_path / "third", tiny_folder)
 
 
+def test_an_encoder_learns_too_though_its_tokenizer_ends_no_text(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+    words = sorted({word for row in TEXTS for word in row["text"].split()})
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    base = tmp_path / "bert"
+    BertForMaskedLM(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    assert tokenizer.eos_token is None
+    section = section_for(tmp_path, TEXTS, kind="classifier", learning_rate=5e-3, epochs=15.0)
+    run(section, tmp_path / "stage", base)
+    metrics = json.loads((tmp_path / "stage" / "metrics.json").read_text())["train"]
+    assert metrics["accuracy"]["mean"] > 0.9
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "stage" / "model").eval()
+    with torch.no_grad():
+        logits = model(**tokenizer([row["text"] for row in TEXTS], padding=True, return_tensors="pt")).logits
+    scorer = RewardModel(str(tmp_path / "stage" / "model"), device="cpu", reads="completion")
+    found = [row[0] for row in scorer(read_reward_data(section, seed=0).train.groups)]
+    assert found == pytest.approx((logits[:, 1] - logits[:, 0]).tolist(), abs=1e-4)
+
+
 def test_trainer_settings_are_checked(tmp_path):
     section = section_for(tmp_path, PAIRS, trainer={"warmup_stepss": 3})
     with pytest.raises(ConfigError, match=r"reward_model\.trainer\.warmup_stepss .*did you mean warmup_steps\?"):
@@ -221,6 +256,7 @@ def test_real_preferences_and_real_reviews(tiny_folder, shared_data, tmp_path):
     assert found["pairs"] == 24
     assert sum(part["pairs"] for part in found["by_length"].values()) == 24
     assert sum(part["count"] for part in found["calibration"]["bins"]) == 24
+    assert RewardModel(str(tmp_path / "pairs" / "model"), device="cpu").inputs.max_tokens == 300
     (cut,) = json.loads((tmp_path / "pairs" / "history.json").read_text())["warnings"]
     assert "inputs are longer than the reward model's 300 tokens: cut at the left" in cut
     reviews = RewardModelSection.model_validate(

@@ -165,7 +165,6 @@ def reward_model(
         scorer = RewardModel(
             str(folder / MODEL), bf16=bf16, trust_remote_code=begin.trust_remote_code, report=progress.advance
         )
-        scorer.inputs.max_tokens = min(filter(None, (scorer.inputs.max_tokens, section.max_tokens)), default=None)
         rewards = scorer(heldout)
     measure = ranking_metrics if section.kind == "ranking" else classifier_metrics
     metrics = {"heldout" if data.heldout else "train": measure(heldout, rewards, seed=seed)}
@@ -203,6 +202,8 @@ def _train(
     longest = longest_input(base, tokenizer)
     # the placeholder is no input, but the trainer counts it
     most = min(filter(None, (section.max_tokens, longest and longest - 1)), default=None)
+    if most is not None:
+        tokenizer.model_max_length = most  # it is saved: whoever applies the model cuts as it was trained
     inputs = RewardInputs(tokenizer, max_tokens=most)
     pairs = section.kind == "classifier" or all(group.winner is not None for group in groups)
     with tempfile.TemporaryDirectory() as name:
