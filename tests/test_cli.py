@@ -122,6 +122,21 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
         ],
         "data adapters": [("--json", False, False)],
+        "reward train": [
+            ("--model", True, None),
+            ("--data", True, None),
+            ("--out", True, None),
+            ("--kind", False, "ranking"),
+            ("--eval-data", False, None),
+            ("--holdout", False, None),
+            ("--adapter", False, None),
+            ("--limit", False, None),
+            ("--eval-limit", False, None),
+            ("--seed", False, 0),
+            ("overrides", False, None),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
     }
 
 
