@@ -263,7 +263,7 @@ def _options(
 
 def main() -> None:
     """Entry point: errors that the user can mend end with one message and exit code 2."""
-    from exoalign.errors import ExoalignError
+    from exoalign.errors import ExoalignError, Interrupted
     from exoalign.progress import plain
 
     try:
@@ -272,6 +272,9 @@ def main() -> None:
                 app()
             finally:
                 sys.stdout.flush()  # here, where a reader that has gone can still be told from a mistake
+    except Interrupted as error:
+        _say(plain(str(error)))
+        sys.exit(error.exit_code)
     except ExoalignError as error:
         _say(f"error: {plain(str(error))}")
         sys.exit(2)
