@@ -30,6 +30,7 @@ LEVELS = [
         "groups",
         "config_data",
         "config_train",
+        "config_judge",
         "config",
         "recipe",
         "estimators",
@@ -38,8 +39,8 @@ LEVELS = [
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["store", "report", "stages", "inputs", "pipeline"],
-    ["tables", "cli_data", "cli_doctor", "cli"],
+    ["store", "report", "stages", "stages_judge", "inputs", "pipeline"],
+    ["tables", "cli_data", "cli_doctor", "cli_judge", "cli"],
 ]
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py
 TORCH_FREE = ["", "config", "recipe", "groups", "estimators", "report", "cli"]  # "": `import exoalign` itself

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exoalign import cli_data, cli_doctor
+from exoalign import cli_data, cli_doctor, cli_judge
 from exoalign._version import __version__
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ def merge(
 
 
 app.command()(cli_doctor.doctor)
+app.command()(cli_judge.judge)
 
 
 def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:
