@@ -20,28 +20,21 @@ PACKAGE = "exoalign"
 # A file imports only from lower levels, or from what stands before it on its own level. A name stands for a file or for
 # a whole folder, in which files import each other in any order, but without cycles. The package's own __init__.py and
 # __main__.py are not listed: they may import everything, and nothing may import them.
+# fmt: off
 LEVELS = [
-    [
-        "errors",
-        "_version",
-        "files",
-        "finished",
-        "progress",
-        "groups",
-        "config_data",
-        "config_train",
-        "config_judge",
-        "config",
-        "recipe",
-        "estimators",
-    ],
-    ["losses", "data", "lab"],
+    ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators",
+     "config_data", "config_train", "config_sft", "config_reward_model", "config_sample", "config_reward",
+     "config_judge", "config", "config_runs", "recipe_paths", "recipe"],
+    ["losses", "reward_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["store", "report", "stages", "stages_judge", "inputs", "pipeline"],
-    ["tables", "cli_data", "cli_doctor", "cli_judge", "cli"],
+    ["store", "listing", "report", "stages", "stages_sft", "stages_reward_model", "stages_sample", "stages_score",
+     "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline"],
+    ["tables", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample", "cli_score", "cli_reward", "cli_judge",
+     "cli"],
 ]
+# fmt: on
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py
 TORCH_FREE = ["", "config", "recipe", "groups", "estimators", "report", "cli"]  # "": `import exoalign` itself
 HEAVY = ["torch", "transformers", "accelerate", "peft", "safetensors.torch"]  # all of these import torch

@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "align", "merge", "doctor", "data"]
+COMMANDS = ["run", "align", "merge", "doctor", "runs", "data"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -39,6 +39,9 @@ def test_the_options_of_every_command_are_these():
         "run": [
             ("recipe", True, None),
             ("overrides", False, None),
+            ("--dry-run", False, False),
+            ("--redo", False, False),
+            ("--allow-inexact", False, False),
             ("--json", False, False),
             ("--quiet -q", False, False),
         ],
@@ -58,6 +61,8 @@ def test_the_options_of_every_command_are_these():
             ("--estimate", False, False),
             ("--shape", False, None),
             ("overrides", False, None),
+            ("--redo", False, False),
+            ("--allow-inexact", False, False),
             ("--json", False, False),
             ("--quiet -q", False, False),
         ],
@@ -84,6 +89,7 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
             ("--html", False, None),
         ],
+        "runs": [("folders", False, None), ("--json", False, False)],
         "data convert": [
             ("source", True, None),
             ("out", True, None),
@@ -431,7 +437,7 @@ def test_a_stage_made_from_something_else_is_left_alone(place, exoalign):
     before = contents(place / "out" / "align")
     code, out, err = exoalign("run", "data.yaml")
     assert (code, out) == (2, "")
-    assert "error: out/align was made from something else:\n  seed was 1 and is 0\n" in err
+    assert "error: out/align stands and does not fit:\n  seed was 1 and is 0\n" in err
     assert contents(place / "out" / "align") == before
 
 

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from exoalign import estimators
 from exoalign.errors import DataError
-from exoalign.estimators import Interval, cluster_bootstrap, effective_sample_size, entropy, paired_difference
+from exoalign.estimators import (
+    Interval,
+    cluster_bootstrap,
+    effective_sample_size,
+    entropy,
+    paired_difference,
+    ratio_bootstrap,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -116,6 +123,33 @@ class TestClusterBootstrap:
     def test_bad_resamples(self):
         with pytest.raises(ValueError, match="resamples: expected at least 1, found 0"):
             cluster_bootstrap([[1.0]], resamples=0)
+
+
+class TestRatioBootstrap:
+    def test_two_texts_by_hand(self):
+        # Losses 6 of 2 tokens and 1 of 1: resamples of two have 6/2, 7/3 or 1/1 with chances 1/4, 1/2, 1/4.
+        assert ratio_bootstrap([6.0, 1.0], [2, 1]) == Interval(mean=7 / 3, low=1.0, high=3.0)
+        assert ratio_bootstrap([6.0, 1.0], [2, 1], confidence=0.4) == Interval(mean=7 / 3, low=7 / 3, high=7 / 3)
+
+    def test_large_sample_agrees_with_normal_theory(self):
+        # The delta method: Var(a/b) ~ Var(a_i - r b_i) / (n mean(b)^2).
+        generator = np.random.default_rng(0)
+        b = generator.integers(5, 50, size=400)
+        a = b * generator.normal(3.0, 0.5, size=400)
+        interval = ratio_bootstrap(a.tolist(), b.tolist())
+        ratio = a.sum() / b.sum()
+        half = 1.959964 * (a - ratio * b).std(ddof=1) / (b.mean() * math.sqrt(400))
+        assert interval.mean == pytest.approx(ratio, rel=1e-12)
+        assert interval.low == pytest.approx(ratio - half, abs=0.05 * half)
+        assert interval.high == pytest.approx(ratio + half, abs=0.05 * half)
+
+    def test_what_cannot_be_divided_is_refused(self):
+        with pytest.raises(DataError, match=r"denominators: expected 2 finite numbers above 0, found \[1, 0\]"):
+            ratio_bootstrap([1.0, 1.0], [1, 0])
+        with pytest.raises(DataError, match="expected 2 finite numbers above 0, found"):
+            ratio_bootstrap([1.0, 1.0], [1])
+        with pytest.raises(DataError, match=r"numerators\[1\]\[0\]: expected a finite number, found nan"):
+            ratio_bootstrap([1.0, NAN], [1, 1])
 
 
 class TestPairedDifference:

@@ -18,6 +18,7 @@ from exoalign.errors import ConfigError, DataError, ModelError, RewardError, Sto
 from exoalign.inputs import Data
 from exoalign.merging import merge
 from exoalign.models import fingerprint
+from exoalign.pipeline import dry_run
 from exoalign.recipe import build_recipe
 
 
@@ -211,10 +212,47 @@ def test_a_stage_is_not_redone_under_what_was_made_from_it(recipe, tmp_path):
     run(recipe(), show=False)
     metrics = (tmp_path / "out" / "metrics.json").read_text()
     shutil.rmtree(tmp_path / "out" / "align")
-    with pytest.raises(StoreError, match=r"evaluate was made from an older align; delete it too"):
+    with pytest.raises(StoreError, match=r"evaluate stands and does not fit:\n  it was made from an older align"):
         run(recipe("align.beta_r=0.1"), show=False)
     assert not (tmp_path / "out" / "align").exists()
     assert (tmp_path / "out" / "metrics.json").read_text() == metrics
+
+
+def states(result):
+    return {stage["name"]: stage["state"] for stage in result["stages"]}
+
+
+def test_redo_does_anew_what_changed_and_what_was_made_from_it(recipe, tmp_path):
+    run(recipe(), show=False)
+    before = (tmp_path / "out" / "align" / "model" / "model.safetensors").read_bytes()
+    result = run(recipe("align.beta_r=0.1"), show=False, redo=True)
+    assert states(result) == {"sample": "reused", "reward": "reused", "align": "done", "evaluate": "done"}
+    assert (tmp_path / "out" / "align" / "model" / "model.safetensors").read_bytes() != before
+    again = run(recipe("align.beta_r=0.1"), show=False)
+    assert set(states(again).values()) == {"reused"}
+
+
+def test_redo_of_a_deleted_stage_that_comes_out_the_same_does_no_more(recipe, tmp_path):
+    run(recipe(), show=False)
+    shutil.rmtree(tmp_path / "out" / "align")
+    result = run(recipe(), show=False, redo=True)
+    assert states(result) == {"sample": "reused", "reward": "reused", "align": "done", "evaluate": "reused"}
+
+
+def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(recipe, tmp_path):
+    plan = dry_run(recipe())
+    assert [(each["stage"], each["state"]) for each in plan] == [
+        (name, "to do") for name in ("sample", "reward", "align", "evaluate")
+    ]
+    assert "16 completions of at most 8 tokens" in plan[0]["forecast"]
+    assert "2 steps of 2 groups" in plan[2]["forecast"]
+    assert not (tmp_path / "out").exists()
+    run(recipe(), show=False)
+    shutil.rmtree(tmp_path / "out" / "evaluate")
+    changed = {each["stage"]: each for each in dry_run(recipe("align.beta_r=0.1"))}
+    assert [each["state"] for each in changed.values()] == ["done before"] * 2 + ["refused: it has changed", "to do"]
+    assert changed["align"]["changes"] == ["align.beta_r was 0.5 and is 0.1"]
+    assert dry_run(recipe("align.beta_r=0.1"), redo=True)[2]["state"] == "to do anew: it has changed"
 
 
 def test_an_edited_reward_object_is_noticed(recipe, tmp_path, monkeypatch):
@@ -290,7 +328,7 @@ def test_ctrl_c_keeps_finished_stages(recipe, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "interrupted: finished stages are kept" in err
+    assert "interrupted: what is finished is kept" in err
     assert "Traceback" not in err
     assert Path("out/sample/manifest.json").is_file()
     states = [stage["state"] for stage in run(recipe(), show=False)["stages"]]

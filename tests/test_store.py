@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from exoalign.differences import differences
 from exoalign.errors import StoreError
 from exoalign.files import checksum, write_text
-from exoalign.store import RunFolder, differences
+from exoalign.finished import Finished
+from exoalign.store import RunFolder, Standing
 
 MADE_FROM = {"model": {"weights": "abc"}, "sample": {"k": 8, "temperature": 1.0}, "prompts": ["a", "b"], "limit": None}
 
@@ -92,13 +94,13 @@ def test_the_manifest_says_what_the_stage_was_made_from(done):
 
 def test_tuples_are_the_lists_that_json_makes_of_them(done, work):
     with RunFolder(done, "mine") as folder:
-        assert folder.check("sample", {**MADE_FROM, "prompts": ("a", "b")})
+        assert folder.standing("sample", {**MADE_FROM, "prompts": ("a", "b")}) == Standing("done")
 
 
 def test_stages_stand_beside_each_other(done, work):
     with RunFolder(done, "mine") as folder:
         folder.stage("reward", {"other": 1}, work)
-        assert folder.check("sample", MADE_FROM)
+        assert folder.standing("sample", MADE_FROM).state == "done"
     assert (done / "reward" / "b.bin").is_file()
 
 
@@ -120,7 +122,7 @@ def test_stages_stand_beside_each_other(done, work):
 )
 def test_other_inputs_are_refused_with_what_differs(done, change, line):
     message = refused(done, {**MADE_FROM, **change})
-    assert message.startswith(f"{done / 'sample'} was made from something else:\n  {line}\n")
+    assert message.startswith(f"{done / 'sample'} stands and does not fit:\n  {line}\n")
     assert "Nothing was overwritten" in message
 
 
@@ -142,9 +144,11 @@ def test_a_long_value_is_cut():
 def test_an_edited_or_missing_file_is_noticed(done):
     path = done / "sample" / "deep" / "a.txt"
     path.write_text("b")
-    assert (
-        refused(done) == f"{path} is missing or has changed since the stage ended; delete {done / 'sample'} to redo it"
+    message = refused(done)
+    assert message.startswith(
+        f"{done / 'sample'} stands and does not fit:\n  {path} is missing or has changed since the"
     )
+    assert message.endswith("or add --redo to do anew what changed.")
     path.unlink()
     assert "a.txt is missing or has changed" in refused(done)
 
@@ -159,9 +163,9 @@ def test_an_interrupted_stage_leaves_nothing_that_counts(tmp_path, work):
         folder.stage("sample", MADE_FROM, half)
     assert not (path / "sample").exists()
     with RunFolder(path, "mine") as folder:
-        assert not folder.check("sample", MADE_FROM)
+        assert folder.standing("sample", MADE_FROM).state == "unfinished"
         folder.stage("sample", MADE_FROM, work)
-    assert sorted(p.name for p in (path / "sample").iterdir()) == ["b.bin", "deep", "manifest.json"]
+    assert sorted(p.name for p in (path / "sample").iterdir()) == ["b.bin", "deep", "manifest.json", "timing.json"]
     assert [p.name for p in path.iterdir() if p.name.endswith(".partial")] == []
 
 
@@ -180,13 +184,128 @@ def test_a_folder_without_a_manifest_is_not_a_stages(done):
         "{}",
         '{"made_from": 1}',
         b"\xff\xfe",
-        '{"made_from": {}, "files": [], "what": "", "seconds": 1.0}',
+        '{"made_from": {}, "files": [], "what": ""}',
     ],
 )
 def test_a_damaged_manifest_is_told(done, text):
     path = done / "sample" / "manifest.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert refused(done).startswith(f"{path} is damaged (")
+
+
+# Goes on, and done anew
+
+
+class Interrupted(Exception):
+    pass
+
+
+def rows_of(folder: Path, stop_at: int | None = None) -> str:
+    """Two rows at a time into the file of finished rows, then all of them into one file."""
+    with Finished(folder / "rows.sqlite", "w") as rows:
+        for i in range(0, 10, 2):
+            if i == stop_at:
+                (folder / ".groups.parquet.123").write_text("half")
+                (folder / "model").mkdir()
+                (folder / "model" / "half").write_text("half")
+                raise Interrupted
+            if rows.get((i, 0)) is None:
+                rows.add([((i, 0), i), ((i + 1, 0), i + 1)])
+        (folder / "all.json").write_text(json.dumps(list(rows)))
+    return "10 rows"
+
+
+def test_finished_rows_and_checkpoints_are_found_again_and_nothing_else(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(Interrupted), RunFolder(path, "mine") as folder:
+        folder.stage("sample", MADE_FROM, lambda p: rows_of(p, stop_at=6))
+    (path / ".sample.partial" / "checkpoints").mkdir()
+    found = {}
+
+    def again(partial):
+        found["names"] = sorted(p.name for p in partial.iterdir())
+        with Finished(partial / "rows.sqlite", "w") as rows:
+            found["rows"] = len(rows.keys())
+        return rows_of(partial)
+
+    with RunFolder(path, "mine") as folder:
+        result = folder.stage("sample", MADE_FROM, again)
+    assert found["rows"] == 6
+    assert [name for name in found["names"] if not name.startswith("rows.sqlite")] == ["checkpoints"]
+    assert set(result.files) == {"all.json"}
+    assert json.loads((path / "sample" / "all.json").read_text()) == [[[i, 0], i] for i in range(10)]
+    assert sorted(p.name for p in path.iterdir()) == [".lock", "run.json", "sample"]
+
+
+def test_checkpoints_of_something_else_are_refused_and_rows_do_no_harm(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(Interrupted), RunFolder(path, "mine") as folder:
+        folder.stage("sample", MADE_FROM, lambda p: rows_of(p, stop_at=6))
+    (path / ".sample.partial" / "checkpoints").mkdir()
+    other = {**MADE_FROM, "limit": 5}
+    assert f"{path / 'sample'} was begun and does not fit:\n  limit was null and is 5" in refused(path, other)
+    (path / ".sample.partial" / "checkpoints").rmdir()
+    with pytest.raises(Interrupted), RunFolder(path, "mine") as folder:
+        folder.stage("sample", other, lambda p: rows_of(p, stop_at=0))
+    with RunFolder(path, "mine") as folder:  # back to what it was: the rows are still there
+        assert folder.standing("sample", other).state == "unfinished"
+        folder.stage("sample", MADE_FROM, lambda p: str(len(Finished(p / "rows.sqlite", "w").__enter__().keys())))
+        assert folder.result("sample").what == "6"
+
+
+def test_redo_gives_up_checkpoints_of_something_else(tmp_path):
+    path = tmp_path / "run"
+
+    def begins(partial):
+        (partial / "checkpoints").mkdir()
+        raise Interrupted
+
+    with pytest.raises(Interrupted), RunFolder(path, "mine") as folder:
+        folder.stage("align", {"rate": 1}, begins)
+    with RunFolder(path, "mine", redo=True) as folder:
+        folder.stage("align", {"rate": 2}, lambda p: str([q.name for q in p.iterdir()]))
+        assert folder.result("align").what == "[]"
+
+
+def test_redo_does_anew_what_changed_and_keeps_the_old_until_it_is_done(done, work):
+    def fails(partial):
+        raise Interrupted
+
+    with pytest.raises(Interrupted), RunFolder(done, "mine", redo=True) as folder:
+        folder.stage("sample", {"other": 1}, fails)
+    assert (done / "sample" / "b.bin").is_file()
+    with RunFolder(done, "mine", redo=True) as folder:
+        assert folder.stage("sample", MADE_FROM, work).reused  # as it was
+        result = folder.stage("sample", {"other": 1}, lambda p: (p / "new.txt").write_text("new") and "new")
+    assert (result.reused, set(result.files)) == (False, {"new.txt"})
+    assert sorted(p.name for p in done.iterdir()) == [".lock", "run.json", "sample"]
+
+
+@pytest.mark.parametrize("moment", ["before the old goes", "between the two renamings"])
+def test_killed_while_it_is_put_in_place_nothing_is_done_twice(done, work, moment):
+    """What stands on the disk at that moment is laid out by hand."""
+    os.replace(done / "sample", done / ".sample.partial")
+    (done / ".sample.made_from.json").write_text(json.dumps(MADE_FROM))
+    (done / "sample").mkdir()
+    (done / "sample" / "manifest.json").write_text('{"made_from": {}, "files": {}, "what": "", "stage": "sample"}')
+    if moment == "between the two renamings":
+        os.replace(done / "sample", done / ".sample.old")
+    with RunFolder(done, "mine", redo=True) as folder:
+        result = folder.stage("sample", MADE_FROM, lambda p: pytest.fail("done twice"))
+    assert (result.what, work.calls) == ("1 done", 1)
+    assert sorted(p.name for p in done.iterdir()) == [".lock", "run.json", "sample"]
+
+
+def test_what_is_pending_is_not_compared(done):
+    made_from = {"k": 1, "stages": {"sample": {"a": "1"}, "sft": {"b": "2"}}}
+    with RunFolder(done, "mine") as folder:
+        folder.stage("align", made_from, lambda p: "")
+        now = {"k": 1, "stages": {"sample": {"a": "1"}}}
+        assert folder.standing("align", now, ["sft"]).state == "done"
+        assert folder.standing("align", now).state == "changed"
+        now = {"k": 1, "stages": {"sft": {"b": "2"}, "sample": {"a": "other"}}}
+        assert folder.standing("align", now, ["sample"]).state == "done"
+        assert folder.standing("align", now).changes == ('stages.sample.a was "1" and is "other"',)
 
 
 # What is another's
@@ -248,7 +367,7 @@ def test_a_second_process_is_locked_out_until_the_first_ends_even_by_a_kill(done
             os.kill(holder.pid, signal.SIGKILL)
             holder.wait()
     with RunFolder(done, "mine") as folder:
-        assert folder.check("sample", MADE_FROM)
+        assert folder.standing("sample", MADE_FROM).state == "done"
 
 
 def test_a_process_killed_in_a_stage_leaves_the_folder_usable(tmp_path, work):

@@ -57,13 +57,15 @@ def is_adapted(model: Any) -> bool:
     return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
 
 
-def lora_config(*, r: int, alpha: float, dropout: float, target_modules: str | list[str]) -> PeftConfig:
-    """The LoraConfig of a recipe's `align.lora`."""
+def lora_config(
+    *, r: int, alpha: float, dropout: float, target_modules: str | list[str], task_type: str = "CAUSAL_LM"
+) -> PeftConfig:
+    """The LoraConfig of a recipe's `lora`; with the task SEQ_CLS the head is trained too."""
     need_peft()
     from peft import LoraConfig
 
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=r,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft says int and divides
         lora_dropout=dropout,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exoalign import cli_data, cli_doctor, cli_judge
+from exoalign import cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_sft
 from exoalign._version import __version__
 
 if TYPE_CHECKING:
@@ -26,23 +26,38 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_reward.app, name="reward")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. align.beta_r=0.5")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")]
+
+Redo = Annotated[bool, typer.Option("--redo", help="Do anew the stages that stand there made from something else.")]
+Inexact = Annotated[
+    bool, typer.Option("--allow-inexact", help="Go on with training although a file of its checkpoint is gone.")
+]
 
 
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe, e.g. recipes/demo.yaml")],
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would be done, and how long it takes.")
+    ] = False,
+    redo: Redo = False,
+    allow_inexact: Inexact = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a whole recipe: sample, reward, align, evaluate, report. Run again, it goes on after the finished stages."""
+    """Run a whole recipe, stage by stage, to a report. Run again, it goes on where it was stopped."""
     from exoalign.recipe import load_recipe
 
-    _run(load_recipe(recipe, overrides or []), as_json=as_json, quiet=quiet)
+    found = load_recipe(recipe, overrides or [])
+    if dry_run:
+        _plan(found, redo=redo, as_json=as_json)
+    else:
+        _run(found, as_json=as_json, quiet=quiet, redo=redo, allow_inexact=allow_inexact)
 
 
 @app.command()
@@ -72,6 +87,8 @@ def align(
         str | None, typer.Option(help="For --estimate without --data: groups=1000,prompt=512,k=8,completion=256")
     ] = None,
     overrides: Overrides = None,
+    redo: Redo = False,
+    allow_inexact: Inexact = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -128,7 +145,7 @@ def align(
     if estimate:
         _estimate(recipe, None if data else shape or "", as_json=as_json)
     else:
-        _run(recipe, as_json=as_json, quiet=quiet)
+        _run(recipe, as_json=as_json, quiet=quiet, redo=redo, allow_inexact=allow_inexact)
 
 
 def _section(source: Source) -> str | dict[str, Any]:
@@ -180,9 +197,29 @@ def merge(
 
 app.command()(cli_doctor.doctor)
 app.command()(cli_judge.judge)
+app.command()(cli_sample.sample)
+app.command()(cli_sft.sft)
+app.command()(cli_runs.runs)
 
 
-def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:
+def _plan(recipe: Recipe, *, redo: bool, as_json: bool) -> None:
+    from exoalign.models import quiet_libraries
+    from exoalign.pipeline import dry_run
+    from exoalign.progress import plain
+
+    quiet_libraries()
+    stages = dry_run(recipe, redo=redo)
+    if as_json:
+        sys.stdout.write(json.dumps(stages, indent=1) + "\n")
+        return
+    for each in stages:
+        forecast = f" ({each['forecast']})" if each["forecast"] else ""
+        sys.stdout.write(f"{each['stage']}: {each['state']}{forecast}\n")
+        for change in each["changes"][:10]:
+            sys.stdout.write(f"  {plain(change)}\n")
+
+
+def _run(recipe: Recipe, *, as_json: bool, quiet: bool, redo: bool, allow_inexact: bool) -> None:
     try:
         from exoalign.models import quiet_libraries
         from exoalign.pipeline import run as run_recipe
@@ -191,9 +228,15 @@ def _run(recipe: Recipe, *, as_json: bool, quiet: bool) -> None:
         handler = logging.NullHandler() if quiet else logging.StreamHandler()
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
         logging.getLogger("exoalign").addHandler(handler)
-        result = run_recipe(recipe, say=(lambda line: None) if quiet else _say, show=not quiet)
+        result = run_recipe(
+            recipe,
+            say=(lambda line: None) if quiet else _say,
+            show=not quiet,
+            redo=redo,
+            allow_inexact=allow_inexact,
+        )
     except KeyboardInterrupt:
-        _say("\ninterrupted: finished stages are kept; run the same command again to go on after them")
+        _say("\ninterrupted: what is finished is kept; run the same command again to go on")
         raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")

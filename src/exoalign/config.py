@@ -10,7 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from exoalign.config_data import Count, DataSection, Positive, PromptsSection, Section
+from exoalign.config_data import Count, DataSection, PromptsSection, Section
+from exoalign.config_reward_model import RewardModelSection
+from exoalign.config_sample import SampleSection
+from exoalign.config_sft import SftSection
 from exoalign.config_train import AlignSection
 
 
@@ -27,16 +30,6 @@ class ModelSection(Section):
     trust_remote_code: bool = False
 
 
-class SampleSection(Section):
-    """How completions are drawn from the model."""
-
-    k: Annotated[int, Field(ge=2)] = 8
-    temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_new_tokens: Count = 128
-    batch_size: Count = 64
-
-
 class RewardSection(Section):
     """The reward function: a short name (`sentiment`, `length`) or `module:function`."""
 
@@ -50,12 +43,18 @@ class EvaluateSection(Section):
 
 
 class Recipe(Section):
-    """A whole run. Either `prompts` (completions are sampled and rewarded) or `data` (they exist already) is given."""
+    """A whole run. Either `prompts` (completions are sampled and rewarded) or `data` (they exist already) is given.
+
+    With `sft` the model is fine-tuned first, and what comes out is the policy and the reference of all that follows. With
+    `reward_model` one is trained, which a scorer of `reward` names as `model: trained`.
+    """
 
     name: str = "run"
     out: str = "runs/run"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # NumPy takes no larger ones
     model: ModelSection
+    sft: SftSection | None = None
+    reward_model: RewardModelSection | None = None
     prompts: PromptsSection | None = None
     data: DataSection | None = None
     sample: SampleSection = SampleSection()

@@ -25,6 +25,7 @@ class SourceSection(Section):
 
     `adapter` turns rows of a data set's own schema into groups. `split`, `subset` and `revision` choose within a hub data set.
     The first `limit` usable groups are read. `weight` is its share of the groups drawn where several data sets are mixed.
+    `local` is a copy on this machine, a file or a folder, which is read in place of `path` where it exists.
     """
 
     path: str
@@ -34,6 +35,7 @@ class SourceSection(Section):
     revision: str | None = None
     limit: Count | None = None
     weight: Positive | None = None
+    local: str | None = None
 
 
 _SECTIONS = TypeAdapter(list[SourceSection])
@@ -87,13 +89,16 @@ def _check_limits(section: PromptsSection | DataSection) -> None:
 class PromptsSection(Section):
     """Prompts: completions are sampled for `train`, both models are compared on `evaluation`.
 
-    Each is a path or hub id, or a section that says more (see `SourceSection`).
+    Each is a path or hub id, or a section that says more (see `SourceSection`). A prompt of more than `max_prompt_tokens`, or
+    than the model's context has room for, is an error or is left out (`drop`), as `truncation` says.
     """
 
     train: OneSource
     evaluation: OneSource
     limit: Count | None = None
     evaluation_limit: Count | None = None
+    max_prompt_tokens: Count | None = None
+    truncation: Literal["error", "drop"] = "error"
 
     @model_validator(mode="after")
     def _check(self) -> PromptsSection:

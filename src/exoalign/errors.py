@@ -5,7 +5,13 @@ The command line prints them without a traceback and exits with code 2. Everythi
 
 
 class ExoalignError(Exception):
-    """Base of all errors that the caller can mend."""
+    """Base of all errors that the caller can mend.
+
+    Attributes:
+        exit_code: what a command ends with.
+    """
+
+    exit_code: int = 2
 
 
 class ConfigError(ExoalignError):
@@ -34,6 +40,18 @@ class TrainingError(ExoalignError):
 
 class StoreError(ExoalignError):
     """A run folder holds something else than this run, or is in use by another process."""
+
+
+class Interrupted(ExoalignError):
+    """A signal ended the work at a place where it can go on; nothing that comes after it may begin.
+
+    Attributes:
+        exit_code: 128 and the signal's number: 143 for SIGTERM, 130 for SIGINT.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 def first_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ Annals of Statistics 7 (1979), for the percentile interval; Kong, A Note on Impo
 Weights, technical report 348, University of Chicago (1992), for the effective sample size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -54,6 +54,39 @@ def cluster_bootstrap(
     Interval(mean=3.5, low=2.0, high=5.0)
     """
     return _bootstrap(_cluster_means(values, "values"), confidence, resamples, seed)
+
+
+def ratio_bootstrap(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """sum_i a_i / sum_i b_i with its percentile bootstrap interval over the pairs (a_i, b_i) (Efron 1979).
+
+    With a_i the loss of text i and b_i its tokens: the loss a token, where every token weighs the same and texts are redrawn.
+    The same arguments give the same bits.
+
+    Args:
+        numerators: [N].
+        denominators: [N], above 0.
+        confidence: in (0, 1).
+        resamples: how many times the pairs are redrawn.
+        seed: of the generator.
+
+    Raises:
+        DataError: no pairs, unequal numbers of them, something that is not a finite number, or a denominator not above 0.
+        ValueError: confidence or resamples out of range.
+
+    >>> ratio_bootstrap([2.0, 4.0], [1.0, 2.0])
+    Interval(mean=2.0, low=2.0, high=2.0)
+    """
+    a, b = _cluster_means([[x] for x in numerators], "numerators"), np.asarray(denominators, dtype=np.float64)
+    if a.shape != b.shape or not (np.isfinite(b) & (b > 0)).all():
+        raise DataError(f"denominators: expected {len(a)} finite numbers above 0, found {str(list(denominators))[:60]}")
+    return _bootstrap(np.stack([a, b], axis=1), confidence, resamples, seed, lambda sums: sums[..., 0] / sums[..., 1])
 
 
 def paired_difference(
@@ -142,20 +175,27 @@ def _cluster_mean(cluster: Sequence[float], where: str) -> float:
     return float(samples.mean())
 
 
-def _bootstrap(means: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> Interval:
+def _bootstrap(
+    values: NDArray[np.float64],
+    confidence: float,
+    resamples: int,
+    seed: int,
+    of_means: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda means: means,
+) -> Interval:
+    """A function of the means of [N] or [N, D] values over N, with its interval."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number in (0, 1), found {confidence!r}")
     if resamples < 1:
         raise ValueError(f"resamples: expected at least 1, found {resamples!r}")
     generator = np.random.default_rng(seed)
-    n = len(means)
+    n = len(values)
     redrawn = np.empty(resamples)
     step = max(1, _DRAWS_AT_ONCE // n)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        redrawn[start : start + rows] = means[generator.integers(n, size=(rows, n))].mean(axis=1)
+        redrawn[start : start + rows] = of_means(values[generator.integers(n, size=(rows, n))].mean(axis=1))
     low, high = np.quantile(redrawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean=float(means.mean()), low=float(low), high=float(high))
+    return Interval(mean=float(of_means(values.mean(axis=0))), low=float(low), high=float(high))
 
 
 def _probabilities(log_weights: ArrayLike, mask: ArrayLike | None) -> NDArray[np.float64]:

@@ -5,9 +5,8 @@ the first stage.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
 
 from exoalign import stages
 from exoalign.config_data import SourceSection, as_list
@@ -18,45 +17,37 @@ from exoalign.data.doctor.records import special_tokens
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
 from exoalign.data.prepare import Prepared, prepare, source_of
-from exoalign.data.table import read_table
 from exoalign.errors import DataError
 from exoalign.files import checksum
-from exoalign.groups import Group, Prompt, check_groups, prompt_text
+from exoalign.groups import Prompt, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
 from exoalign.rewards.functions import resolve_reward
 from exoalign.sampling.generate import encode_prompts
-from exoalign.store import StageResult
 
 SAID_IN_TRAINING = ("no_spread", "sharp", "flat", "still")
 """Findings that the trainer tells with the recipe's betas."""
 
 
-class Done(Protocol):
-    """Does a stage, unless it is done: its name, what it is made from, and its work in a folder."""
-
-    def __call__(self, name: str, made_from: dict[str, Any], work: Callable[[Path], str]) -> StageResult:
-        """What the stage left."""
-
-
 class Prompts:
-    """Inputs of a run that samples its completions."""
+    """Inputs of a run that samples its completions.
+
+    Attributes:
+        train, heldout: prompts to train and to evaluate on.
+        tokens: of all prompts to train on together.
+        reward: what the rewards depend on.
+        lines, notes: what was done, and what the user should mind.
+    """
 
     def __init__(self, context: stages.Context) -> None:
         recipe = context.recipe
         assert recipe.prompts is not None
         assert recipe.reward is not None
         self.context, self.recipe, self.notes, self.lines = context, recipe, list[str](), list[str]()
-        self.train = _prompts(recipe.prompts.train, recipe.prompts.limit)
-        self.heldout = _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
-        self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
-        rows: Sequence[PromptRow] = [*self.train, *self.heldout]
-        encode_prompts(
-            context.tokenizer,
-            [row.prompt for row in rows],
-            [row.source for row in rows],
-            context=context.tokens,
-            room=recipe.sample.max_new_tokens,
+        self.train, self.tokens = self._fitting("train", _prompts(recipe.prompts.train, recipe.prompts.limit))
+        self.heldout, _ = self._fitting(
+            "evaluation", _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
         )
+        self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
         name = recipe.reward.function
         resolve_reward(name)
         file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None) if ":" in name else None
@@ -67,36 +58,36 @@ class Prompts:
                 " sample.top_p=1 it is the one of the formula"
             )
 
-    def training_groups(self, done: Done, base: dict[str, Any]) -> tuple[Callable[[], Sequence[Group]], Any]:
-        """Sampled and rewarded groups, and what they are known by."""
-        prompts = [row.prompt for row in self.train]
-        settings = self.recipe.sample.model_dump()
-        sampled = done(
-            "sample",
-            {**base, "sample": settings, "prompts": prompts},
-            lambda path: stages.sample(self.context, self.train, path),
-        )
-        rewarded = done(
-            "reward",
-            {"groups": sampled.identity, "reward": self.reward},
-            lambda path: stages.reward(self.context, sampled.folder / stages.GROUPS, path),
-        )
-        return lambda: read_table(rewarded.folder / stages.GROUPS), rewarded.identity
+    def _fitting(self, name: str, rows: list[PromptRow]) -> tuple[list[PromptRow], int]:
+        """The prompts that may be sampled after, and their tokens; what is too long is refused, or left out and counted.
 
-    def evaluate(self, done: Done, base: dict[str, Any], aligned: StageResult) -> StageResult:
-        """Fresh samples of both models."""
-        made_from = {
-            **base,
-            "aligned": aligned.identity,
-            "sample": self.recipe.sample.model_dump(),
-            "evaluate": self.recipe.evaluate.model_dump(),
-            "reward": self.reward,
-            "prompts": [row.prompt for row in self.heldout],
-        }
-        model = aligned.folder / stages.MODEL
-        return done(
-            "evaluate", made_from, lambda path: stages.evaluate_samples(self.context, model, self.heldout, path)
+        Raises:
+            DataError: naming the first prompt that is too long, if `truncation` is error, and if none is left.
+        """
+        section, room, context = self.recipe.prompts, self.recipe.sample.max_new_tokens, self.context.tokens
+        assert section is not None
+        drop, most = section.truncation == "drop", section.max_prompt_tokens
+        ids = encode_prompts(
+            self.context.tokenizer,
+            [row.prompt for row in rows],
+            [row.source for row in rows],
+            context=None if drop else context,
+            room=room,
         )
+        budget = min(most or sys.maxsize, context - room if drop and context else sys.maxsize)
+        kept = [(row, len(tokens)) for row, tokens in zip(rows, ids, strict=True) if len(tokens) <= budget]
+        if len(kept) < len(rows):
+            longest = max(range(len(rows)), key=lambda i: len(ids[i]))
+            said = (
+                f"prompts.{name}: {len(rows) - len(kept)} of {len(rows)} prompts have more than {budget} tokens (the longest,"
+                f" {rows[longest].source}, has {len(ids[longest])})"
+            )
+            if not drop or not kept:
+                raise DataError(
+                    f"{said}; raise prompts.max_prompt_tokens, or set prompts.truncation=drop to leave them out"
+                )
+            self.notes.append(f"{said} and are left out")
+        return [row for row, _ in kept], sum(count for _, count in kept)
 
 
 class Data:
@@ -159,25 +150,6 @@ class Data:
                 f" and log-probs are taken at {recipe.temperature:g}; set align.temperature"
             )
         return prepared
-
-    def training_groups(self, done: Done, base: dict[str, Any]) -> tuple[Callable[[], Sequence[Group]], Any]:
-        """The groups as read, and what they are known by."""
-        return lambda: self.train.groups, self.train.made_from
-
-    def evaluate(self, done: Done, base: dict[str, Any], aligned: StageResult) -> StageResult:
-        """Loss and accuracy on training and held-out groups."""
-        heldout = self.heldout
-        return done(
-            "evaluate",
-            {**base, "aligned": aligned.identity, "heldout": heldout.made_from if heldout else None},
-            lambda path: stages.evaluate_heldout(
-                self.context,
-                aligned.folder / stages.MODEL,
-                self.train.groups,
-                heldout.groups if heldout else None,
-                path,
-            ),
-        )
 
 
 def _prompts(source: str | SourceSection, limit: int | None) -> list[PromptRow]:

@@ -80,7 +80,7 @@ def load_model(
             quantize=quantize,
         )
         return adapters.attach(below, source)  # type: ignore[return-value]  # it hands on whatever its model has
-    _refuse_pickled_shards(Path(source))
+    refuse_pickled_shards(Path(source))
     adapters.refuse_hub_adapter(source, revision)
     bits = {} if quantize is None else {"quantization_config": adapters.quantization(quantize)}
     if bits:
@@ -97,7 +97,7 @@ def load_model(
             **bits,
         )
     except Exception as error:
-        raise ModelError(_explain(path, error)) from error
+        raise ModelError(explain_failure(path, error)) from error
     model: PreTrainedModel = loaded[0]
     # transformers fills what is missing with random numbers
     wrong = [f"{name} is missing" for name in sorted(loaded[1]["missing_keys"])]
@@ -125,7 +125,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(_explain(path, error)) from error
+        raise ModelError(explain_failure(path, error)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -145,12 +145,16 @@ def context_length(path: str, *, revision: str | None = None, trust_remote_code:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(_explain(path, error)) from error
+        raise ModelError(explain_failure(path, error)) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def _refuse_pickled_shards(folder: Path) -> None:
-    """An index of safetensors may name other files, which transformers would unpickle."""
+def refuse_pickled_shards(folder: Path) -> None:
+    """An index of safetensors may name other files, which transformers would unpickle.
+
+    Raises:
+        ModelError: if it does, or is damaged.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return
@@ -173,7 +177,8 @@ def _damaged_file(folder: Path) -> Path | None:
     return None
 
 
-def _explain(path: str, error: Exception) -> str:
+def explain_failure(path: str, error: Exception) -> str:
+    """What transformers could not load, for the user."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     if not isinstance(error, (OSError, ValueError, SafetensorError)):  # a KeyError's text alone says nothing
         first = f"{type(error).__name__}: {first}"

@@ -1,44 +1,50 @@
-"""A recipe as ordered stages: sample -> reward -> align -> evaluate -> report, each in its own folder and done once.
-
-With `data` instead of `prompts` the first two fall away, and the evaluation is on held-out completions. Everything that can
-be checked before the first stage is checked before it.
+"""Runs a recipe: its inputs are read and checked, its stages (see `chain`) are done, each in its own folder and once, and the
+page is written. Everything that can be checked before the first stage is checked before it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from exoalign import adapters, stages
+from exoalign.chain import Chain
 from exoalign.config import Recipe
-from exoalign.data.show import render_group
 from exoalign.data.table import read_table
 from exoalign.errors import ConfigError, DataError
 from exoalign.estimate.preflight import Estimate, skeleton
 from exoalign.estimate.shapes import DataShape, shape_of
 from exoalign.files import write_text
 from exoalign.groups import Group, completion_text, prompt_text
-from exoalign.inputs import Data, Prompts
-from exoalign.models import identity, load_tokenizer, native_bfloat16
-from exoalign.progress import duration, plain
+from exoalign.inputs import Data
+from exoalign.models import load_tokenizer, native_bfloat16
+from exoalign.plan import Done, Say, carry_out, described, plan
+from exoalign.progress import plain
 from exoalign.report import write_page
-from exoalign.store import RunFolder, StageResult, versions
+from exoalign.store import RunFolder, versions
 from exoalign.train.adapter import adapter_settings, check_adapter
 from exoalign.train.preflight import estimate_training
 
-Say = Callable[[str], None]
-ORDER = ["sample", "reward", "align", "evaluate"]
 
-
-def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> dict[str, Any]:
-    """Run a recipe, going on after the stages that are complete already.
+def run(
+    recipe: Recipe,
+    *,
+    say: Say = lambda line: None,
+    show: bool = True,
+    redo: bool = False,
+    allow_inexact: bool = False,
+) -> dict[str, Any]:
+    """Run a recipe, going on after what is complete already.
 
     Args:
         recipe: a checked recipe.
         say: takes a line for the user.
         show: show progress on stderr.
+        redo: do anew what stands there made from something else, which is refused otherwise.
+        allow_inexact: go on with training although a file of the checkpoint's optimizer or random numbers is gone.
 
     Returns:
         {"metrics": ..., "warnings": [...], "stages": [...], "model": folder, "report": file, "out": folder}.
@@ -46,34 +52,34 @@ def run(recipe: Recipe, *, say: Say = lambda line: None, show: bool = True) -> d
     Raises:
         ExoalignError: with a message for the user; finished stages stay.
     """
-    section = recipe.model
-    context = _context(recipe, show)
-    bf16 = context.bf16
-    stages.training_arguments(recipe, bf16=bf16)  # refuses wrong settings before any work
-    check_adapter(recipe)
-    inputs = Prompts(context) if recipe.prompts is not None else Data(context)
-    with RunFolder(recipe.out, recipe.name) as folder:
-        for line in inputs.lines:
+    chain = _chain(recipe, say, show, allow_inexact)
+    with RunFolder(recipe.out, recipe.name, redo=redo) as folder:
+        for line in chain.lines:
             say(plain(line))
-        for note in inputs.notes:
+        for note in chain.notes:
             say(f"note: {plain(note)}")
-        done = _Stages(folder, say)
-        base = {"model": identity(section.path, section.revision), "bf16": bf16, "seed": recipe.seed}
-        groups, source = inputs.training_groups(done, base)
-        aligned = done(
-            "align",
-            {**base, "align": recipe.align.model_dump(), "temperature": recipe.temperature, "groups": source},
-            lambda path: _align(context, groups(), path, say),
-        )
-        evaluated = inputs.evaluate(done, base, aligned)
-        return _report(recipe, folder.path, done.results, aligned, evaluated, inputs.notes)
+        return _report(recipe, folder.path, carry_out(folder, chain.stages, say), chain.notes)
 
 
-def _align(context: stages.Context, groups: Sequence[Group], folder: Path, say: Say) -> str:
-    """Show one group as the model sees it, and train."""
-    for line in render_group(groups[0], context.tokenizer).split("\n"):
-        say(f"  {line}")
-    return stages.align(context, groups, folder)
+def dry_run(recipe: Recipe, *, redo: bool = False) -> list[dict[str, Any]]:
+    """What `run` would do, stage by stage, and about how long it would take; nothing is written.
+
+    Returns:
+        [{"stage", "state", "forecast", "changes"}, ...]; `changes` says what a stage that stands there was made from else.
+
+    Raises:
+        ExoalignError: for what `run` would refuse before its first stage, but for a stage that has changed.
+    """
+    chain = _chain(recipe, lambda line: None, show=False, allow_inexact=False)
+    return described(plan(RunFolder(recipe.out, recipe.name, redo=redo), chain.stages), redo=redo)
+
+
+def _chain(recipe: Recipe, say: Say, show: bool, allow_inexact: bool) -> Chain:
+    """Everything that can be checked before the first stage is."""
+    context = replace(_context(recipe, show), say=say, allow_inexact=allow_inexact)
+    stages.training_arguments(recipe, bf16=context.bf16)  # refuses wrong settings before any work
+    check_adapter(recipe)
+    return Chain(context)
 
 
 def estimate(recipe: Recipe, shape: DataShape | None = None) -> Estimate:
@@ -112,30 +118,9 @@ def _bf16(recipe: Recipe) -> bool:
     return precision == "bfloat16" or (precision == "auto" and native_bfloat16())
 
 
-class _Stages:
-    """Runs stages in a folder and says what happens."""
-
-    def __init__(self, folder: RunFolder, say: Say) -> None:
-        self.folder, self.say = folder, say
-        self.results: list[StageResult] = []
-
-    def __call__(self, name: str, made_from: dict[str, Any], work: Callable[[Path], str]) -> StageResult:
-        later = ORDER[ORDER.index(name) + 1 :]
-        result = self.folder.stage(name, made_from, work, later=later, begin=lambda: self.say(f"{name} ..."))
-        self.say(f"{name}: {result.what} ({'done before' if result.reused else duration(result.seconds)})")
-        self.results.append(result)
-        return result
-
-
-def _report(
-    recipe: Recipe,
-    folder: Path,
-    results: Sequence[StageResult],
-    aligned: StageResult,
-    evaluated: StageResult,
-    notes: Sequence[str],
-) -> dict[str, Any]:
+def _report(recipe: Recipe, folder: Path, done: Done, notes: Sequence[str]) -> dict[str, Any]:
     """Write metrics.json and the page, and return the run's results."""
+    aligned, evaluated = done["align"], done["evaluate"]
     metrics = json.loads((evaluated.folder / stages.METRICS).read_text())
     history = json.loads((aligned.folder / stages.HISTORY).read_text())
     warnings = [*history["warnings"], *notes]
@@ -143,7 +128,7 @@ def _report(
     write_text(folder / stages.METRICS, json.dumps(metrics, indent=1))
     steps = [
         {"name": r.name, "seconds": r.seconds, "state": "reused" if r.reused else "done", "what": r.what}
-        for r in results
+        for r in done.values()
     ]
     (folder / "report").mkdir(exist_ok=True)
     page = write_page(

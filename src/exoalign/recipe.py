@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -20,13 +20,13 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from exoalign.config import Recipe
-from exoalign.config_data import SourceSection
 from exoalign.errors import ConfigError
-from exoalign.files import HUB_ID
+from exoalign.recipe_paths import resolve_paths
 
 MOST_BYTES = 100_000
 """A recipe is a page of text; what is larger was meant for something else."""
 
+Kind = TypeVar("Kind", bound=BaseModel)
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {"str", "int", "float", "bool", "null"}
 
@@ -66,6 +66,38 @@ def build_recipe(
 
     With `files` False, input files need not exist.
     """
+    recipe, where, by_hand = _checked(Recipe, values, overrides, lines, origin)
+    if not files:
+        return recipe
+    return resolve_paths(
+        recipe, lambda key: _place(where, key, origin), lambda place: None if place in by_hand else folder
+    )
+
+
+def build_section(
+    kind: type[Kind],
+    values: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    lines: Mapping[str, str] | None = None,
+    origin: str = "command line",
+) -> Kind:
+    """Check a nested dict as a section of any kind, with `key=value` settings that win over it; see `build_recipe`.
+
+    Raises:
+        ConfigError: naming key, place and the nearest valid key.
+    """
+    return _checked(kind, values, overrides, lines, origin)[0]
+
+
+def _checked(
+    kind: type[Kind],
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    lines: Mapping[str, str] | None,
+    origin: str,
+) -> tuple[Kind, dict[str, str], set[str]]:
+    """The section, where each of its keys stands, and the places of overrides."""
     values, where = copy.deepcopy(values), dict(lines or {})
     by_hand: set[str] = set()
     for override in overrides:
@@ -86,15 +118,10 @@ def build_recipe(
         where = {name: at for name, at in where.items() if not name.startswith(f"{key}.")} | {key: place}
         by_hand.add(place)
     try:
-        recipe = Recipe.model_validate(values)
+        return kind.model_validate(values), where, by_hand
     except ValidationError as error:
         found = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # a typo explains what is missing
-        raise ConfigError("\n".join(_describe(item, where, origin) for item in found[:5])) from None
-    if not files:
-        return recipe
-    return _resolve_paths(
-        recipe, lambda key: _place(where, key, origin), lambda place: None if place in by_hand else folder
-    )
+        raise ConfigError("\n".join(_describe(item, where, origin, kind) for item in found[:5])) from None
 
 
 def _text_of(path: Path) -> str:
@@ -186,9 +213,8 @@ def _place(where: Mapping[str, str], key: str, origin: str) -> str:
     return next((where[name] for name in around if name in where), origin)
 
 
-def _section(location: Sequence[str]) -> type[BaseModel] | None:
-    """The section that the keys lead to, or None where they lead to something else."""
-    model: type[BaseModel] = Recipe
+def _section(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:
+    """The section that the keys lead to from another, or None where they lead to something else."""
     for key in location:
         if key.isdecimal():  # an item of a list of sections
             continue
@@ -207,14 +233,14 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
-def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
+def _describe(item: Any, where: Mapping[str, str], origin: str, kind: type[BaseModel]) -> str:
     """One validation error as: place, key, what was found, what was expected, the nearest valid key."""
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
     place = _place(where, key, origin)
     found = "empty" if item["input"] is None else _short(repr(item["input"]))
     if item["type"] == "extra_forbidden":
-        around = _section(location[:-1])
+        around = _section(kind, location[:-1])
         known = list(around.model_fields) if around else []
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(known)}"
@@ -226,7 +252,7 @@ def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
         named = (".".join([*location, name]) for name in re.findall(r"`([\w.]+)`", message))
         place = next((where[name] for name in named if name in where), place)
         return f"{place}: {key + ': ' if key else ''}{message}"
-    section = _section(location)
+    section = _section(kind, location)
     if item["type"] == "model_type" and section:
         return f"{place}: `{key}` is {found}; expected a section with the keys {', '.join(section.model_fields)}"
     if item["type"] == "literal_error":
@@ -240,51 +266,3 @@ def _describe(item: Any, where: Mapping[str, str], origin: str) -> str:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _resolve_paths(recipe: Recipe, place: Callable[[str], str], beside: Callable[[str], Path | None]) -> Recipe:
-    """The recipe with input files found beside it or in the working directory (overrides: there only)."""
-    updates: dict[str, Any] = {}
-    for name in ("prompts", "data"):
-        section = getattr(recipe, name)
-        if section is None:
-            continue
-        found: dict[str, Any] = {}
-        for key in ("train", "evaluation"):
-            value, full = getattr(section, key), f"{name}.{key}"
-            if isinstance(value, list):
-                found[key] = [_resolved(item, f"{full}.{i}", place, beside) for i, item in enumerate(value)]
-            elif value is not None:
-                found[key] = _resolved(value, full, place, beside)
-        updates[name] = section.model_copy(update=found)
-    folder = beside(place("model.path"))
-    if folder is not None and os.path.isdir(folder / recipe.model.path):
-        updates["model"] = recipe.model.model_copy(update={"path": str(folder / recipe.model.path)})
-    return recipe.model_copy(update=updates)
-
-
-def _resolved(
-    source: str | SourceSection, key: str, place: Callable[[str], str], beside: Callable[[str], Path | None]
-) -> str | SourceSection:
-    if isinstance(source, str):
-        return _find(source, key, place(key), beside(place(key)))
-    at = place(f"{key}.path")
-    return source.model_copy(update={"path": _find(source.path, f"{key}.path", at, beside(at))})
-
-
-def _find(value: str, key: str, place: str, folder: Path | None) -> str:
-    """A file or folder, or what looks like a hub id (`owner/name`) and is neither."""
-    candidates = [base / os.path.expanduser(value) for base in (folder, Path()) if base is not None]
-    for candidate in candidates:
-        if os.path.isfile(candidate) or (value and os.path.isdir(candidate)):
-            return str(candidate)
-    if HUB_ID.fullmatch(value) and not any(os.path.isdir(candidate.parent) for candidate in candidates):
-        return value
-    parents = [candidate.parent for candidate in candidates if os.path.isdir(candidate.parent)]
-    names = {p.name: p for parent in parents for p in parent.iterdir() if p.is_file()}
-    near = difflib.get_close_matches(Path(value).name, list(names), n=1)
-    looked = " and ".join(dict.fromkeys(str(candidate) for candidate in candidates))
-    raise ConfigError(
-        f"{place}: `{key}`: file {value} does not exist (looked for {looked})"
-        + (f"; did you mean {names[near[0]]}?" if near else "")
-    )

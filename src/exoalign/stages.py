@@ -5,11 +5,10 @@ Models are loaded by the stage that needs them and freed with it.
 
 from __future__ import annotations
 
-import difflib
 import gc
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback
 
+from exoalign import stages_sample
 from exoalign.config import Recipe
 from exoalign.data.formats import PromptRow
+from exoalign.data.show import render_group
 from exoalign.data.table import read_table, write_table
 from exoalign.errors import ConfigError
 from exoalign.estimators import cluster_bootstrap
@@ -30,9 +31,10 @@ from exoalign.models import context_length, load_model
 from exoalign.progress import Progress
 from exoalign.rewards.functions import resolve_reward, score
 from exoalign.sampling import SamplingSettings, TransformersSampler
+from exoalign.store import StageResult
 from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
-from exoalign.train.arguments import ExoConfig
+from exoalign.train.arguments import ExoConfig, arguments_of
 from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reference import add_reference
@@ -44,32 +46,41 @@ if TYPE_CHECKING:
 GROUPS, METRICS, HISTORY, MODEL = "groups.parquet", "metrics.json", "history.json", "model"
 EVALUATED = 512
 """Training groups that are evaluated at most: both models in float32 over all of a large data set take longer than training."""
-UNREAD = (
-    "label_smoothing_factor",
-    "group_by_length",
-    "label_names",
-    "resume_from_checkpoint",
-    "torch_empty_cache_steps",
-)
-"""Arguments of transformers' trainer that would do nothing here."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage needs: the recipe, the tokenizer, whether to compute in bfloat16, whether to show progress."""
+    """What every stage needs.
+
+    Attributes:
+        recipe: the whole recipe.
+        tokenizer: the model's.
+        bf16: whether to compute in bfloat16.
+        show: whether to show progress.
+        say: takes a line for the user.
+        allow_inexact: whether training may go on without a file of its checkpoint.
+        policy: the model before alignment where it is not the recipe's own: what SFT left.
+    """
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     bf16: bool
     show: bool = True
+    say: Callable[[str], None] = lambda line: None
+    allow_inexact: bool = False
+    policy: Path | None = None
+
+    def after(self, done: Mapping[str, StageResult]) -> Context:
+        """The same once these stages are done."""
+        return replace(self, policy=done["sft"].folder / MODEL) if "sft" in done else self
 
     def progress(self, label: str, total: int) -> Progress:
         """A progress line."""
         return Progress(label, total, enabled=self.show)
 
     def load(self, path: str | Path | None = None, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """A model, the recipe's own when `path` is None."""
-        section = self.recipe.model
+        """A model, the one before alignment when `path` is None."""
+        section, path = self.recipe.model, path or self.policy
         return load_model(
             str(path or section.path),
             dtype=dtype,
@@ -86,8 +97,7 @@ class Context:
 
     def settings(self, *, k: int, seed: int) -> SamplingSettings:
         """The recipe's sampling settings."""
-        sample = self.recipe.sample
-        return SamplingSettings(k, sample.temperature, sample.top_p, sample.max_new_tokens, seed)
+        return stages_sample.settings_of(self.recipe.sample, k=k, seed=seed)
 
 
 def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer_output") -> ExoConfig:
@@ -111,42 +121,18 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
         "seed": recipe.seed,
         "output_dir": output_dir,
     }
-    known = [f.name for f in fields(ExoConfig)]
-    for key in align.trainer:
-        if key.endswith("_token"):
-            raise ConfigError(
-                f"align.trainer.{key}: a recipe is kept with the run and shown; set HF_TOKEN in the environment"
-            )
-        if key in UNREAD:
-            raise ConfigError(f"align.trainer.{key} has no effect on these objectives; leave it out")
-        if key in ours:
-            raise ConfigError(
-                f"align.trainer.{key}: the recipe sets this itself (align, model, seed or out); set it there"
-            )
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"align.trainer.{key} is no argument of the trainer" + (f"; did you mean {near[0]}?" if near else "")
-            )
-    defaults = {"save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": torch.accelerator.is_available()}
-    try:
-        arguments = ExoConfig(**{**defaults, **align.trainer, **ours})
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"align.trainer: {error}") from error
-    if arguments.n_gpu > 1:
-        raise ConfigError(f"{arguments.n_gpu} GPUs and one process: a run uses one; set CUDA_VISIBLE_DEVICES=0")
-    return arguments
+    return arguments_of(ExoConfig, ours, align.trainer, section="align")
 
 
 def sample(context: Context, rows: Sequence[PromptRow], folder: Path) -> str:
-    """K completions of the model for each prompt -> groups.parquet."""
-    settings = context.settings(k=context.recipe.sample.k, seed=context.recipe.seed)
-    model = context.load(dtype=torch.bfloat16 if context.bf16 else torch.float32)
-    groups = _draw(context, model, rows, settings, "base")
-    write_table(groups, folder / GROUPS)
-    stopped = sum(finish == "stop" for group in groups for finish in group.provenance["finish"])
-    count = sum(group.k for group in groups)
-    return f"{len(groups)} prompts x {groups[0].k} completions, {stopped / count:.0%} ended by themselves"
+    """K completions of the model for each prompt -> groups.parquet, summary.json."""
+    recipe, dtype = context.recipe, torch.bfloat16 if context.bf16 else torch.float32
+    settings = context.settings(k=recipe.sample.k, seed=recipe.seed)
+    sampler = stages_sample.open_sampler(
+        recipe.sample, recipe.model, context.tokenizer, lambda: context.load(dtype=dtype), bf16=context.bf16
+    )
+    with context.progress("sample base", len(rows) * settings.k) as progress:
+        return stages_sample.sample(sampler, rows, settings, folder, progress.advance)
 
 
 def reward(context: Context, groups_file: Path, folder: Path) -> str:
@@ -160,6 +146,8 @@ def reward(context: Context, groups_file: Path, folder: Path) -> str:
 def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     """Train the policy -> model/, history.json, groups.parquet with the reference log-probs."""
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
+    for line in render_group(groups[0], context.tokenizer).split("\n"):
+        context.say(f"  {line}")
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
         try:
@@ -199,11 +187,11 @@ def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow],
     policy it is computed with. (With bfloat16 weights the demo's came out at -0.24 nats: see docs/log.md.)
     """
     recipe = context.recipe
-    settings = replace(context.settings(k=recipe.evaluate.k, seed=recipe.seed + 1), top_p=1.0)
+    settings = replace(context.settings(k=recipe.evaluate.k, seed=recipe.seed + 1), top_p=1.0, top_k=0)
     models = {"base": context.load(), "aligned": context.load(aligned)}
     groups = {}
     for name, model in models.items():
-        drawn = _draw(context, model, rows, settings, name)
+        drawn = _draw(context, model, rows, settings, folder, name)
         groups[name] = _score(context, drawn, f"reward {name}")
         write_table(groups[name], folder / f"{name}.parquet")
     with context.progress("KL", len(rows)) as progress:
@@ -267,17 +255,16 @@ def _told(did: str, cache: ReferenceCache | None) -> str:
 
 
 def _draw(
-    context: Context, model: PreTrainedModel, rows: Sequence[PromptRow], settings: SamplingSettings, name: str
+    context: Context,
+    model: PreTrainedModel,
+    rows: Sequence[PromptRow],
+    settings: SamplingSettings,
+    folder: Path,
+    name: str,
 ) -> list[Group]:
+    sampler = TransformersSampler(model, context.tokenizer, batch_size=context.recipe.sample.batch_size, name=name)
     with context.progress(f"sample {name}", len(rows) * settings.k) as progress:
-        sampler = TransformersSampler(
-            model,
-            context.tokenizer,
-            batch_size=context.recipe.sample.batch_size,
-            name=name,
-            report=progress.advance,
-        )
-        return sampler.sample([row.prompt for row in rows], settings, [row.source for row in rows])
+        return list(stages_sample.Drawn(sampler, rows, settings, folder, progress.advance))
 
 
 def _score(context: Context, groups: Sequence[Group], label: str) -> list[Group]:

@@ -1,34 +1,45 @@
 """A run's folder: one folder a stage, each with a manifest that is written last and says what the stage was made from.
 
-A stage works in `.NAME.partial`, which is renamed when it is complete; so what stands under its own name is whole. A
-complete stage made from the same inputs is used again; made from others it is refused, never overwritten.
+A stage works in `.NAME.partial`, which is renamed when it is complete; so what stands under its own name is whole. What an
+interrupted stage left there (finished rows, checkpoints) is found by the next attempt, if it is made from the same. A complete
+stage made from the same inputs is used again; made from others it is refused with the differences, or (`redo`) done anew, and
+the old one stays until the new one is complete.
+
+The manifest's files are the same bytes however often a stage was interrupted: times stand apart, in `timing.json`.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from exoalign import finished
+from exoalign.differences import differences
 from exoalign.errors import StoreError
 from exoalign.files import checksum, write_text
 
-MANIFEST, RUN = "manifest.json", "run.json"
+MANIFEST, RUN, TIMING = "manifest.json", "run.json", "timing.json"
+ROWS, CHECKPOINTS = "rows.sqlite", "checkpoints"
+"""What a stage that goes on after an interruption keeps in its folder until it is complete."""
+
+State = Literal["done", "unfinished", "to do", "changed"]
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage left: its folder, and whether it was done now or before, in how many seconds."""
+    """What a stage left: its folder, and whether it was done now or before, in how many seconds (of its last attempt)."""
 
     name: str
     folder: Path
@@ -43,19 +54,29 @@ class StageResult:
         return dict(self.files)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What stands in the place of a stage: its state, and where that is `changed`, a line for each difference."""
+
+    state: State
+    changes: tuple[str, ...] = ()
+
+
 class RunFolder:
     """The folder of one run, held by one process at a time. Use it as a context manager.
 
     Args:
         path: the folder; made if it is missing.
         name: the run's name, which the folder then belongs to.
+        redo: do stages anew that stand there made from something else; else they are refused.
 
     Raises:
         StoreError: if the folder holds something else, or another process works in it.
     """
 
-    def __init__(self, path: str | Path, name: str) -> None:
-        self.path, self.name = Path(path).expanduser(), name
+    def __init__(self, path: str | Path, name: str, *, redo: bool = False) -> None:
+        self.path, self.name, self.redo = Path(path).expanduser(), name, redo
+        self._verified = set[str]()
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> RunFolder:
@@ -93,28 +114,66 @@ class RunFolder:
     ) -> None:
         self._lock.release()
 
-    def check(self, name: str, made_from: Mapping[str, Any]) -> bool:
-        """Whether a stage is complete and made from this; see `stage`."""
+    def standing(self, name: str, made_from: Mapping[str, Any], pending: Collection[str] = ()) -> Standing:
+        """What stands there of a stage that is made from this.
+
+        Args:
+            name: the stage's folder.
+            made_from: settings and identities of inputs, as JSON values.
+            pending: the stages whose files it is made from that are not done yet: their identities are not compared.
+
+        Raises:
+            StoreError: if what stands there is no stage's.
+        """
         manifest = self._manifest(name)
         if manifest is None:
             if (self.path / name).exists():
                 raise StoreError(f"{self.path / name} has no manifest, so it is not a stage's; move it away")
-            return False
-        changes = differences(manifest["made_from"], json.loads(json.dumps(made_from)))
+            return self._unfinished(name, made_from, pending)
+        changes = _changes(manifest["made_from"], made_from, pending)
+        if not changes and name not in self._verified:
+            for file, expected in manifest["files"].items():
+                path = self.path / name / file
+                if not path.is_file() or checksum(path) != expected:
+                    changes.append(f"{path} is missing or has changed since the stage ended")
         if changes:
-            raise StoreError(
-                f"{self.path / name} was made from something else:\n  "
-                + "\n  ".join([*changes[:10], *([f"and {len(changes) - 10} more"] if len(changes) > 10 else [])])
-                + f"\nNothing was overwritten. Choose another folder with out=..., or delete {self.path / name} and what was"
-                " made from it (the stages after it) to redo them."
-            )
-        for file, expected in manifest["files"].items():
-            path = self.path / name / file
-            if not path.is_file() or checksum(path) != expected:
-                raise StoreError(
-                    f"{path} is missing or has changed since the stage ended; delete {self.path / name} to redo it"
-                )
-        return True
+            return Standing("changed", tuple(changes))
+        self._verified.add(name)
+        return Standing("done")
+
+    def _unfinished(self, name: str, made_from: Mapping[str, Any], pending: Collection[str] = ()) -> Standing:
+        """What an interrupted attempt left. Finished rows are kept by what they were made with, so those of other settings do
+        no harm; checkpoints of other settings would be lost.
+        """
+        begun = _read(self._begun(name))
+        if begun is None or not self._partial(name).is_dir():
+            return Standing("to do")
+        changes = _changes(begun, made_from, pending)
+        if not changes:
+            return Standing("unfinished")
+        return (
+            Standing("changed", tuple(changes)) if (self._partial(name) / CHECKPOINTS).is_dir() else Standing("to do")
+        )
+
+    def _partial(self, name: str) -> Path:
+        """The folder that a stage works in."""
+        return self.path / f".{name}.partial"
+
+    def _begun(self, name: str) -> Path:
+        """What the unfinished stage is made from."""
+        return self.path / f".{name}.made_from.json"
+
+    def refuse(self, name: str, standing: Standing) -> None:
+        """Raise StoreError if the stage stands there made from something else and may not be done anew."""
+        if standing.state != "changed" or self.redo:
+            return
+        changes, more = standing.changes[:10], len(standing.changes) - 10
+        what = "stands" if (self.path / name).exists() else "was begun"
+        raise StoreError(
+            f"{self.path / name} {what} and does not fit:\n  "
+            + "\n  ".join([*changes, *([f"and {more} more"] if more > 0 else [])])
+            + "\nNothing was overwritten. Choose another folder with out=..., or add --redo to do anew what changed."
+        )
 
     def stage(
         self,
@@ -122,7 +181,6 @@ class RunFolder:
         made_from: Mapping[str, Any],
         work: Callable[[Path], str],
         *,
-        later: Sequence[str] = (),
         begin: Callable[[], None] = lambda: None,
     ) -> StageResult:
         """Do a stage, unless it is complete and was made from the same.
@@ -130,39 +188,69 @@ class RunFolder:
         Args:
             name: the stage's folder.
             made_from: settings and identities of inputs, as JSON values.
-            work: called with the folder to write to; returns a few words on what was done.
-            later: stages made from this one; while one of them stands, this one is not done anew.
+            work: called with the folder to write to, in which an interrupted attempt may have left something; returns a few
+                words on what was done.
             begin: called before the work, where there is any.
 
         Raises:
-            StoreError: if the stage stands there, made from something else (with the differences), or a file of it changed.
+            StoreError: if the stage stands there or was begun, made from something else (with the differences), or a file of
+                it changed, and this is no `redo`.
         """
-        if not self.check(name, made_from):
-            stale = [str(self.path / stage) for stage in later if (self.path / stage).exists()]
-            if stale:
-                raise StoreError(
-                    f"{', '.join(stale)} was made from an older {name}; delete it too, or choose another out=..."
-                )
-            begin()
-            partial = self.path / f".{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
+        standing = self.standing(name, made_from)
+        self.refuse(name, standing)
+        if standing.state == "done":
+            return self._result(name, reused=True)
+        begin()
+        partial = self._partial(name)
+        if self._unfinished(name, made_from).state != "unfinished":
+            self._begun(name).unlink(missing_ok=True)
+            partial.mkdir(exist_ok=True)
+            _clear(partial, but=(ROWS,))
+            write_text(self._begun(name), json.dumps(made_from, indent=1))
+        elif not (partial / MANIFEST).is_file():
+            _clear(partial, but=(ROWS, CHECKPOINTS))
+        if not (partial / MANIFEST).is_file():  # it would be there after a kill just before the renaming
             began = time.monotonic()
             what = work(partial)
-            files = {str(p.relative_to(partial)): checksum(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-            manifest: dict[str, Any] = {
-                "stage": name,
-                "what": what,
-                "seconds": round(time.monotonic() - began, 1),
-                "made_from": made_from,
-                "versions": versions(),
-                "files": files,
-            }
-            write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
-            os.replace(partial, self.path / name)
-            return StageResult(name, self.path / name, manifest["seconds"], False, what, files)
+            finished.remove(partial / ROWS)
+            shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+            self._complete(name, partial, made_from, what, round(time.monotonic() - began, 1))
+        self._put(name)
+        self._verified.add(name)
+        return self._result(name, reused=False)
+
+    def _complete(self, name: str, partial: Path, made_from: Mapping[str, Any], what: str, seconds: float) -> None:
+        """Write the times and, last, the manifest."""
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        write_text(partial / TIMING, json.dumps({"seconds": seconds, "ended": now}))
+        files = {
+            str(path.relative_to(partial)): checksum(path)
+            for path in sorted(partial.rglob("*"))
+            if path.is_file() and path != partial / TIMING
+        }
+        manifest = {"stage": name, "what": what, "made_from": made_from, "versions": versions(), "files": files}
+        write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
+
+    def _put(self, name: str) -> None:
+        """Rename a complete stage to its place; the one it replaces goes only then."""
+        place, old = self.path / name, self.path / f".{name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if place.exists():
+            os.replace(place, old)
+        os.replace(self._partial(name), place)
+        shutil.rmtree(old, ignore_errors=True)
+        self._begun(name).unlink(missing_ok=True)
+
+    def _result(self, name: str, *, reused: bool) -> StageResult:
         done = self._manifest(name) or {}
-        return StageResult(name, self.path / name, done["seconds"], True, done["what"], done["files"])
+        timing = _read(self.path / name / TIMING) or {}
+        return StageResult(
+            name, self.path / name, float(timing.get("seconds", 0.0)), reused, done["what"], done["files"]
+        )
+
+    def result(self, name: str) -> StageResult:
+        """What a stage left that `standing` found done."""
+        return self._result(name, reused=True)
 
     def _manifest(self, name: str) -> dict[str, Any] | None:
         path = self.path / name / MANIFEST
@@ -170,7 +258,7 @@ class RunFolder:
             return None
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            kinds = {"what": str, "seconds": float, "made_from": dict, "files": dict}
+            kinds = {"what": str, "made_from": dict, "files": dict}
             wrong = [key for key, kind in kinds.items() if not isinstance(manifest[key], kind)]
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}); delete {path.parent} to redo the stage") from error
@@ -179,28 +267,36 @@ class RunFolder:
         return dict(manifest)
 
 
-def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """A line for each value that differs between two nested dicts."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in dict.fromkeys([*before, *now])
-            for line in differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    if isinstance(before, list) and isinstance(now, list) and before != now:
-        if len(before) != len(now):
-            return [f"{prefix} had {len(before)} items and has {len(now)}"]
-        return [
-            line
-            for i, pair in enumerate(zip(before, now, strict=True))
-            for line in differences(*pair, f"{prefix}[{i}]")
-        ]
-    return [] if before == now else [f"{prefix} was {_short(before)} and is {_short(now)}"]
+def _clear(partial: Path, *, but: tuple[str, ...]) -> None:
+    """Delete what an interrupted attempt left, which may be half, but for what begins with these names."""
+    for path in partial.iterdir():
+        if path.name.startswith(but):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object, None where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], pending: Collection[str]) -> list[str]:
+    """The differences, but for the stages that are not done yet."""
+
+    def known(made_from: Mapping[str, Any]) -> dict[str, Any]:
+        plain: dict[str, Any] = json.loads(json.dumps(made_from))
+        if isinstance(stages := plain.get("stages"), dict):
+            plain["stages"] = {name: files for name, files in stages.items() if name not in pending}
+        return plain
+
+    return differences(known(before), known(now))
 
 
 def versions() -> dict[str, str]:

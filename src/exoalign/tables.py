@@ -1,20 +1,21 @@
-"""The results of a run, and what the doctor found, as tables on the terminal."""
+"""The results of a run, what the doctor found, and the runs there are, as tables on the terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
+from rich import box, filesize
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exoalign.progress import plain
+from exoalign.progress import duration, plain
 
 if TYPE_CHECKING:
     from exoalign.data.doctor.findings import Examination
+    from exoalign.listing import RunEntry, StageEntry
 
 ROWS = [
     ("reward", "reward"),
@@ -106,6 +107,8 @@ def judge_tables(metrics: Mapping[str, Any]) -> None:
 
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}
+ROOMY = 100  # columns of a terminal that has room for everything
+STATES = {"done": "", "running": "green", "unfinished": "yellow", "damaged": "bold red"}
 
 
 def examination_tables(examination: Examination) -> None:
@@ -139,3 +142,34 @@ def examination_tables(examination: Examination) -> None:
         table.add_row(Text(finding.grade, style=STYLES[finding.grade]), said)
     console.print(table)
     console.print(", ".join(f"{count} {grade}{'s' * (count != 1)}" for grade, count in examination.counts().items()))
+
+
+def runs_table(runs: Sequence[RunEntry], console: Console | None = None) -> None:
+    """Print the runs with their stages: state, time, size, when they last wrote (where there is room), and what was done."""
+    console = _console(console)
+    columns = ["state", "time", "size", *(["when"] if console.width >= ROOMY else [])]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("time", "size") else "left", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for run in runs:
+        cells = _cells(run)
+        name, folder = Text(plain(run.name), style="bold"), Text(plain(str(run.folder)), style="dim")
+        table.add_row(name, *(cells[column] for column in columns), folder)
+        for stage in run.stages:
+            cells = _cells(stage)
+            table.add_row(
+                Text(f"  {plain(stage.name)}"), *(cells[column] for column in columns), Text(plain(stage.what))
+            )
+        table.add_section()
+    console.print(table)
+
+
+def _cells(entry: RunEntry | StageEntry) -> dict[str, Text]:
+    return {
+        "state": Text(entry.state, style=STATES[entry.state]),
+        "time": Text("" if entry.seconds is None else duration(entry.seconds)),
+        "size": Text(filesize.decimal(entry.size)),
+        "when": Text(f"{entry.when:%Y-%m-%d %H:%M}"),
+    }

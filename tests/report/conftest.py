@@ -54,6 +54,12 @@ def pair_run() -> dict[str, Any]:
     return make_pair_run()
 
 
+@pytest.fixture
+def chain_run() -> dict[str, Any]:
+    """A run of all seven stages, each with a summary; 12 plots in them."""
+    return make_chain_run()
+
+
 def make_reward_run(prompts: int = 32, k: int = 4) -> dict[str, Any]:
     rng = random.Random(0)
     samples = [
@@ -169,3 +175,143 @@ def make_pair_run() -> dict[str, Any]:
         "warnings": [],
         "samples": [],
     }
+
+
+def make_chain_run() -> dict[str, Any]:
+    rng = random.Random(2)
+    steps = list(range(1, 121))
+
+    def falling(start: float, end: float) -> list[float]:
+        return [end + (start - end) * math.exp(-step / 30) + rng.gauss(0, 0.02) for step in steps]
+
+    def curve(title: str, y_label: str, **series: list[float]) -> dict[str, Any]:
+        lines = [{"name": name.replace("_", " "), "x": steps, "y": ys} for name, ys in series.items()]
+        return {"title": title, "x_label": "optimizer step", "y_label": y_label, "series": lines}
+
+    def histogram(title: str, x_label: str, **series: float) -> dict[str, Any]:
+        values = {name: [rng.gauss(mean, 1) for _ in range(240)] for name, mean in series.items()}
+        return {
+            "title": title,
+            "x_label": x_label,
+            "series": [{"name": name, "values": found} for name, found in values.items()],
+        }
+
+    def texts(title: str, warmth: float) -> dict[str, Any]:
+        drawn = [_completion(rng, warmth) for _ in range(3)]
+        return {"title": title, "rows": [{"label": f"{one['reward']:.3f}", "text": one["text"]} for one in drawn]}
+
+    def interval(mean: float, half: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - half, "high": mean + half}
+
+    bins = [0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85]
+    calibration = {
+        "title": "Calibration",
+        "x_label": "predicted probability that the chosen one is preferred",
+        "y_label": "share that is",
+        "series": [
+            {"name": "measured", "x": bins, "y": [0.2, 0.31, 0.4, 0.42, 0.6, 0.61, 0.69, 0.8]},
+            {"name": "perfect", "x": [0, 1], "y": [0, 1]},
+        ],
+        "note": "Below the diagonal the model is too sure.",
+    }
+    frontier = {
+        "title": "Reward against KL",
+        "x_label": "KL, nats a completion",
+        "y_label": "mean reward",
+        "series": [
+            {"name": "exo_rw", "x": [0, 0.1, 0.4, 0.72], "y": [0.41, 0.45, 0.54, 0.59]},
+            {"name": "dpo_rw", "x": [0, 0.12, 0.5, 0.68], "y": [0.41, 0.44, 0.52, 0.56]},
+        ],
+    }
+    lengths = {
+        "title": "Accuracy by length",
+        "x_label": "tokens",
+        "y_label": "accuracy",
+        "series": [{"name": "accuracy", "x": ["1 to 16", "17 to 32", "65 and more"], "y": [0.5, 0.61, 0.58]}],
+    }
+    long_name = "my_package.rewards:a_rather_long_name_of_a_function"
+    summaries: dict[str, tuple[str, dict[str, Any]]] = {
+        "sft": (
+            "1,500 texts in 120 steps",
+            {
+                "numbers": [
+                    {"label": "training texts", "value": 1500},
+                    {"label": "held-out loss", "value": interval(3.523, 0.046), "note": "nats a token, 200 texts"},
+                ],
+                "curves": [
+                    curve("Loss", "nats a token", training=falling(3.9, 3.5), held_out=falling(3.9, 3.52)),
+                    curve("Learning rate", "learning rate", rate=[1e-5 * (120 - step) / 120 for step in steps]),
+                ],
+            },
+        ),
+        "reward_model": (
+            "Bradley-Terry on 960 pairs",
+            {
+                "numbers": [
+                    {"label": "held-out accuracy", "value": interval(0.61, 0.06), "note": "240 pairs"},
+                    {"label": "held-out pairs of one length", "value": 0},
+                    {"label": "calibration error", "value": math.nan},
+                ],
+                "curves": [curve("Loss", "loss", loss=falling(0.69, 0.6)), calibration, lengths],
+                "histograms": [histogram("Rewards of chosen and rejected", "reward", chosen=0.3, rejected=-0.2)],
+            },
+        ),
+        "sample": (
+            "256 prompts x 8 completions",
+            {
+                "numbers": [
+                    {"label": "tokens a second", "value": 221.3},
+                    {"label": "backend", "value": "transformers"},
+                ],
+                "histograms": [histogram("Length of completions", "tokens", length=30.0)],
+                "texts": [texts("A few completions", 0.4)],
+            },
+        ),
+        "reward": (
+            "2,048 completions by 2 scorers",
+            {
+                "numbers": [{"label": f"{long_name} x -0.2", "value": interval(-0.02, 0.01)}],
+                "histograms": [histogram("Reward by scorer", "reward", **{"reward_model": 0.3, long_name: -1.0})],
+                "texts": [texts("Best completions", 0.9), texts("Worst completions", 0.1)],
+            },
+        ),
+        "judge": (
+            "64 pairs in both orders, 128 calls",
+            {
+                "numbers": [
+                    {"label": "win rate of aligned", "value": interval(0.61, 0.06)},
+                    {"label": "position bias", "value": interval(0.08, 0.1), "note": "verdicts that follow the order"},
+                    {"label": "judge", "value": "HuggingFaceTB/SmolLM2-135M-Instruct at http://127.0.0.1:8000/v1"},
+                ],
+                "texts": [texts("Verdicts that contradict each other", 0.5)],
+            },
+        ),
+        "align": (
+            "120 steps of 8 groups",
+            {
+                "numbers": [{"label": "learning rate", "value": 1e-6}],
+                "curves": [
+                    curve("Log-ratio", "nats", **{f"rank_{r}": falling(0.0, 1.6 - 0.4 * r) for r in range(6)}),
+                ],
+            },
+        ),
+        "evaluate": (
+            "32 prompts x 4 completions, both models",
+            {
+                "curves": [frontier],
+                "histograms": [
+                    histogram("Rewards", "reward", base=0.4, aligned=0.6),
+                    {
+                        "title": "Verdicts",
+                        "x_label": "verdict",
+                        "series": [{"name": "verdict", "values": [0, 0.5, 1, 1]}],
+                    },
+                ],
+            },
+        ),
+    }
+    stages = [
+        {"name": name, "seconds": 80.1 * (place + 1), "state": "done", "what": what, "summary": summary}
+        for place, (name, (what, summary)) in enumerate(summaries.items())
+    ]
+    return make_reward_run() | {"title": "oracle: exo_rw on film reviews", "stages": stages}

@@ -40,7 +40,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
-        self.plots = self.page.locator(".chart").count()
+        self.plots = self.page.locator(".chart:visible").count()
         sync_api.expect(self.page.locator(".chart:has(.main-svg .xtick)")).to_have_count(self.plots, timeout=15_000)
 
     def luminance(self, selector: str, attribute: str) -> float:

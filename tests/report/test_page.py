@@ -19,7 +19,7 @@ from exoalign.report.curves import training_figures
 from exoalign.report.figures import bins, reward_figures
 from exoalign.report.finding import cards, finding
 from exoalign.report.html import HERE, visible
-from exoalign.report.page import duration
+from exoalign.report.stage_views import duration
 
 EMPTY: dict[str, Any] = {
     "title": "nothing",
@@ -308,7 +308,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_colours_have_contrast_aa(scheme: str) -> None:
     colours = schemes()[scheme]
-    for ink in ("text", "muted", "base", "aligned", "target"):
+    for ink in ("text", "muted", "base", "aligned", "target", "plum", "leaf"):
         for ground in ("page", "surface"):
             bright, dim = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
             assert (bright + 0.05) / (dim + 0.05) >= 4.5, f"{ink} on {ground}"

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from exoalign import Message, SamplingSettings, TransformersSampler, collate, completion_logprobs
 from exoalign.errors import DataError, ModelError
-from exoalign.sampling.generate import SeededChoice
+from exoalign.models import fingerprint
+from exoalign.sampling.choice import SeededChoice
 
 # 1 to 40 bytes, so that every batch of several is padded; the conversation is rendered by the template
 PROMPTS = [
@@ -261,16 +262,19 @@ class TestGroups:
         assert [group.provenance["source"] for group in groups] == sources
         assert reports == [5, 5, 5, 5, 4]  # 6 prompts, 4 completions each
         assert groups[0].provenance["sampler"] == {
-            "model": "tiny", "dtype": "torch.float32",
-            "k": 4, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 10, "seed": 5,
+            "backend": "transformers", "model": "tiny", "fingerprint": fingerprint(tiny_model),
+            "dtype": "torch.float32", "batch_size": 5, "k": 4, "temperature": 0.7, "top_p": 1.0,
+            "max_new_tokens": 10, "seed": 5, "top_k": 0, "stop": [],
         }  # fmt: skip
+        assert groups[0].provenance["model_logprobs"] == list(groups[0].sampler_logprobs)
 
     def test_prompts_of_like_length_share_a_batch(self, tiny_model, sample, monkeypatch):
         widths, generate = [], tiny_model.generate
         monkeypatch.setattr(
             tiny_model, "generate", lambda **kwargs: widths.append(kwargs["input_ids"].shape[1]) or generate(**kwargs)
         )
-        sample(["a" * 30, "b", "c" * 29, "d" * 2], SamplingSettings(k=2, max_new_tokens=1), batch_size=4)
+        prompts = ["a" * 30, "b", "c" * 29, "d" * 2]
+        sample(prompts, SamplingSettings(k=2, max_new_tokens=1), batch_size=4, share_prefill=False)
         assert widths == [2, 30]
 
     def test_no_prompts_give_no_groups(self, sample):
@@ -305,7 +309,7 @@ def choose(logits, uniforms, *, temperature=1.0, top_p=1.0):
     choice = SeededChoice(torch.tensor(uniforms, dtype=torch.float64)[:, None], temperature=temperature, top_p=top_p)
     scores = choice(torch.zeros(len(uniforms), 1, dtype=torch.long), rows)
     assert scores.isfinite().sum(1).tolist() == [1] * len(uniforms)
-    return scores.argmax(1).tolist(), choice.logprobs[0].tolist()
+    return scores.argmax(1).tolist(), choice.sampler_logprobs[0].tolist()
 
 
 class TestSeededChoice:

@@ -12,12 +12,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from exoalign.data.conversations import completion_of, conversation_of, fault_of, prompt_of, type_name
+from exoalign.data.conversations import fault_of, prompt_of
 from exoalign.data.kinds import OneKind, columns_of, kind_of, need, unread
 from exoalign.data.set_aside import SetAside
 from exoalign.data.shapes import format_row, rated, unusable
 from exoalign.data.sources import Row, Source, as_source, attempts
 from exoalign.data.table import is_group_table, iter_table
+from exoalign.data.texts import text_of
 from exoalign.errors import DataError
 from exoalign.groups import Completion, Group, Message, Prompt
 
@@ -96,7 +97,12 @@ def open_records(
 
 
 def stream_groups(
-    source: Place, aside: SetAside, *, tolerate: bool = False, limit: int | None = None
+    source: Place,
+    aside: SetAside,
+    *,
+    tolerate: bool = False,
+    limit: int | None = None,
+    make: Callable[[Row, str, SetAside], Group | None] = format_row,
 ) -> Iterator[Group]:
     """Read groups one at a time. Rated completions are held back to the end, as those of one prompt may stand anywhere.
 
@@ -108,6 +114,7 @@ def stream_groups(
         tolerate: record malformed rows in `aside` and go on, in place of raising at the first.
         limit: how many usable groups at most. Ratings are all read for it, and set aside beyond it; what stands after
             other groups is not looked at.
+        make: makes a group of a row and its place, or sets it aside; of any kind but ratings.
 
     Raises:
         DataError: with the place, for a malformed row (without `tolerate`), a source without rows or a damaged file.
@@ -115,10 +122,17 @@ def stream_groups(
     source = as_source(source)
     if _is_table(source):
         return islice(_table(source, aside), limit)
-    return _groups(source, attempts(source, aside.unread), aside, tolerate, limit)
+    return _groups(source, attempts(source, aside.unread), aside, tolerate, limit, make)
 
 
-def _groups(source: Source, rows: _Attempts, aside: SetAside, tolerate: bool, limit: int | None) -> Iterator[Group]:
+def _groups(
+    source: Source,
+    rows: _Attempts,
+    aside: SetAside,
+    tolerate: bool,
+    limit: int | None,
+    make: Callable[[Row, str, SetAside], Group | None] = format_row,
+) -> Iterator[Group]:
     ratings = _Ratings(aside)
 
     def group(row: Row, where: str, kind: str) -> Group | None:
@@ -127,7 +141,7 @@ def _groups(source: Source, rows: _Attempts, aside: SetAside, tolerate: bool, li
         elif kind == "kway" and source.adapter is not None and len(row["completions"]) < 2:
             aside.add("fewer than two completions", where)  # raw rows may be so; who writes K-way rows is told
         else:
-            return format_row(row, where, aside)
+            return make(row, where, aside)
         return None
 
     yield from islice(chain(_items(source, rows, group, aside, tolerate), ratings.groups()), limit)
@@ -256,29 +270,7 @@ def _text(row: Row, where: str, kind: str) -> TextRow:
         raise DataError(
             f"{where}: columns {columns_of(row)}; expected `text`, or `messages`, or `prompt, completion` for SFT"
         )
-    return TextRow(_text_of(row, where), where)
-
-
-def _text_of(row: Row, where: str) -> str | tuple[Message, ...]:
-    if "messages" in row:
-        if not isinstance(row["messages"], list):
-            raise DataError(f"{where}: `messages` is {type_name(row['messages'])}; expected a list of messages")
-        return conversation_of(row["messages"], where, "messages")
-    if "text" in row:
-        if not isinstance(row["text"], str) or not row["text"].strip():
-            found = "empty" if isinstance(row["text"], str) else type_name(row["text"])
-            raise DataError(f"{where}: `text` is {found}; expected text; leave the row out")
-        return row["text"]
-    need(row, where, "prompt", "completion")
-    prompt = prompt_of(row["prompt"], where)
-    completion = completion_of(row["completion"], prompt, where, "completion")
-    if fault_of((completion,)) is not None:
-        raise DataError(
-            f"{where}: {fault_of((completion,))}; expected a `completion` by the assistant; leave the row out"
-        )
-    if isinstance(prompt, str):
-        return f"{prompt}{completion}"
-    return prompt + (completion if isinstance(completion, tuple) else (Message("assistant", completion),))
+    return TextRow(text_of(row, where), where)
 
 
 def _is_table(source: Source) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from exoalign.errors import DataError
-from exoalign.groups import Group, Prompt, prompt_text
+from exoalign.groups import Group, Prompt, completion_text, prompt_text
 
 Choice = Literal["all", "best_worst", "random"]
 Side = Literal["train", "heldout"]
@@ -32,8 +32,15 @@ def side_of(prompt: Prompt, *, holdout: float, seed: int) -> Side:
 
 
 def split(groups: Iterable[Group], *, holdout: float, seed: int, side: Side) -> Iterator[Group]:
-    """The groups on one side: all groups of a prompt are on the same one, so that no prompt is trained on and held out."""
-    return (group for group in groups if side_of(group.prompt, holdout=holdout, seed=seed) == side)
+    """The groups on one side: all groups of a prompt are on the same one, so that no prompt is trained on and held out.
+
+    Plain texts, which have no prompt, go each by what they say themselves.
+    """
+    return (
+        group
+        for group in groups
+        if side_of(group.prompt or completion_text(group.completions[0]), holdout=holdout, seed=seed) == side
+    )
 
 
 def mix(sizes: Sequence[int], weights: Sequence[float], *, seed: int) -> list[tuple[int, int]]:
@@ -101,6 +108,7 @@ def choose(group: Group, indices: Sequence[int]) -> Group:
         completion_masks=kept(group.completion_masks),
         sampler_logprobs=kept(group.sampler_logprobs),
         reference_logprobs=kept(group.reference_logprobs),
+        scores=None if group.scores is None else {n: tuple(v[k] for k in indices) for n, v in group.scores.items()},
         provenance=provenance,
     )
 

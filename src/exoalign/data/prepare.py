@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from exoalign.config_data import DataSection, SourceSection, as_list
+from exoalign.config_sft import LossOn
 from exoalign.data.contents import Commits, content_of, tokens_record
+from exoalign.data.examples import stream_example_ids, stream_examples, with_prompt_learnt
 from exoalign.data.formats import stream_groups
 from exoalign.data.group_table import GroupTable, join
 from exoalign.data.mix import Side, mix, split, subsample
@@ -60,6 +62,7 @@ def prepare(
     seed: int,
     cache: Path,
     commits: Commits | None = None,
+    loss_on: LossOn | None = None,
 ) -> Prepared | None:
     """The groups to train on or those held out, with token ids.
 
@@ -72,6 +75,8 @@ def prepare(
         seed: of the split, of the mixing and of `completions.choose: random`.
         cache: the folder of tokenised groups.
         commits: of the hub's data sets; give both sides the same, so that they are of one commit.
+        loss_on: make examples for supervised fine-tuning (see `examples`), of which these tokens count; None makes groups to
+            compare completions of.
 
     Returns:
         None where nothing is held out.
@@ -95,6 +100,7 @@ def prepare(
         "max_completion_tokens": data.max_completion_tokens,
         "truncation": data.truncation,
         "context": context,
+        **({} if loss_on is None else {"loss_on": loss_on}),
     }
     tokens = tokenizer_record(tokenizer)
     commits = commits or Commits(cache)
@@ -104,7 +110,7 @@ def prepare(
         content = content_of(source_of(source), commits)
         notes += content.notes
         read = source.model_copy(update={"revision": content.revision})
-        stream = _Stream(read, data, side if data.holdout is not None else None, tokenizer, context, seed)
+        stream = _Stream(read, data, side if data.holdout is not None else None, tokenizer, context, seed, loss_on)
         record = {"source": described, "content": content.record, "settings": settings, "tokenizer": tokens}
         part = keep(cache, None if content.record is None else record, stream, name=source.path)
         parts.append(part)
@@ -117,7 +123,7 @@ def prepare(
         change = "the budgets" if any(part.told["tried"] for part in parts) else "`data.holdout`"
         raise DataError("\n".join([f"{found}; change {change} or the data", *notes]))
     weights = [None if held_out else source.weight for source in sources]
-    groups, mixed = _mixed(sources, [part.groups for part in parts], weights, seed)
+    groups, told = mixed(sources, [part.groups for part in parts], weights, seed)
     return Prepared(
         groups,
         {
@@ -127,7 +133,7 @@ def prepare(
             **settings,
             "count": len(groups),
         },
-        [line for source, part in zip(sources, parts, strict=True) for line in _lines(source, part)] + mixed,
+        [line for source, part in zip(sources, parts, strict=True) for line in _lines(source, part)] + told,
         notes,
         frozenset(value for part in parts for value in part.told["temperatures"]),
     )
@@ -154,6 +160,7 @@ class _Stream:
     tokenizer: PreTrainedTokenizerBase
     context: int | None
     seed: int
+    loss_on: LossOn | None
 
     def __call__(self, told: dict[str, Any]) -> Iterator[Group]:
         aside, report = SetAside(), TokenReport()
@@ -168,14 +175,15 @@ class _Stream:
                 temperatures.update(_temperature(group))
                 yield replace(group, reference_logprobs=None)  # they may be another model's
 
-        groups = counted(stream_groups(source_of(self.source), aside, limit=self.source.limit))
+        rows = stream_groups if self.loss_on is None else stream_examples
+        groups = counted(rows(source_of(self.source), aside, limit=self.source.limit))
         chosen = self.data.completions
         groups = (subsample(group, how=chosen.choose, k=chosen.k, seed=self.seed) for group in groups)
         if self.side is not None and self.data.holdout is not None:
             groups = split(groups, holdout=self.data.holdout, seed=self.seed, side=self.side)
-        groups = stream_tokenized(groups, self.tokenizer, report=report)
-        yield from fit(
-            groups,
+        with_ids = stream_tokenized if self.loss_on is None else stream_example_ids
+        fitting = fit(
+            with_ids(groups, self.tokenizer, report=report),
             max_prompt_tokens=self.data.max_prompt_tokens,
             max_completion_tokens=self.data.max_completion_tokens,
             policy=cast("Policy | list[Policy]", self.data.truncation),
@@ -184,6 +192,7 @@ class _Stream:
             # what tokenising puts first, if anything: some tokenizers name a bos token that only begins a turn
             bos=next(iter(prompt_ids(self.tokenizer, "")), None),
         )
+        yield from map(with_prompt_learnt, fitting) if self.loss_on == "all" else fitting
         notes = [*aside.lines(), *cuts.lines()]
         if self.source.limit is not None and read < self.source.limit:
             notes.append(f"{self.source.path}: {read} usable groups, {self.source.limit} were asked for")
@@ -214,10 +223,14 @@ def source_of(section: SourceSection) -> Source:
     return Source(section.path, section.adapter, section.split, section.subset, section.revision)
 
 
-def _mixed(
+def mixed(
     sources: Sequence[SourceSection], parts: Sequence[Sequence[Group]], weights: Sequence[float | None], seed: int
 ) -> tuple[Sequence[Group], list[str]]:
-    """The groups of several data sets: one after the other, or with weights in turns; and what was taken of each."""
+    """The groups of several data sets: one after the other, or with weights in turns; and what was taken of each.
+
+    Raises:
+        DataError: if a data set has no share.
+    """
     if len(parts) == 1:
         return parts[0], []
     sizes = [len(part) for part in parts]

@@ -90,8 +90,6 @@ def stream_tokenized(
     report: TokenReport | None = None,
 ) -> Iterator[Group]:
     """As `tokenize`, for groups that are read as they are needed: some thousand are held at a time."""
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
     return _stream(iter(groups), _Tokenizing(tokenizer, context, report))
 
 
@@ -209,6 +207,8 @@ class _Tokenizing:
         text = group.prompt
         prompt: list[Piece] = []
         completions: list[list[Piece]] = []
+        if group.completion_ids is None and self.tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
         try:
             if group.prompt_ids is None:
                 prompt = [Piece(text, False, False)] if isinstance(text, str) else self.turns.prompt(text)

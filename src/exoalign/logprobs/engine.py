@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from exoalign.adapters import KINDS, is_adapted
 from exoalign.errors import ModelError, first_line
 from exoalign.groups import GroupBatch
-from exoalign.logprobs import attention, rows
+from exoalign.logprobs import attention, readout, rows
 from exoalign.logprobs.adapted_head import adapted_head_of, head_state
 from exoalign.logprobs.head import Head, token_comparison, token_logprobs
 from exoalign.logprobs.pack import Pack, pack
@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 COARSE = 0.5
 """Largest difference in nats between both ways on the probe's completions of 3 tokens; COARSE for weights of 16 bits, whose
-rounding alone moves a log-prob by tenths. A layout that is misread moves it by whole nats."""
+rounding alone moves a log-prob by tenths. A layout that is misread moves it by whole nats. (Of a reward model: in hidden states
+as a share of the largest. A head that has learnt nothing yet, and is near 0, would show no difference in rewards.)"""
 
 _verdicts: weakref.WeakKeyDictionary[torch.nn.Module, dict[object, str]] = weakref.WeakKeyDictionary()
 
@@ -60,6 +61,21 @@ def completion_logprobs(model: torch.nn.Module, batch: GroupBatch, *, temperatur
 def _shared(model: torch.nn.Module, packed: Pack, shape: tuple[int, int], temperature: float) -> Tensor:
     hidden, head = hidden_states(model, packed)
     return packed.sums(token_logprobs(hidden, head, packed.targets, temperature=temperature), shape)
+
+
+def completion_scores(model: torch.nn.Module, batch: GroupBatch) -> Tensor:
+    """What a reward model says of whole completions: see `readout.row_scores`, whose fast twin this is.
+
+    Returns:
+        [B, K, C], differentiable; 0 where a completion is absent.
+    """
+    if not shares_prefix(model):
+        return readout.row_scores(model, batch)
+    packed = pack(batch).to(device_of(model))
+    head = readout.score_head(within(model))
+    assert head is not None
+    scores = readout.apply_head(head, _states(within(model), packed))
+    return readout.spread(scores[packed.term], packed.owner, batch.shape)
 
 
 @torch.no_grad()
@@ -108,7 +124,7 @@ def unfit(model: Any) -> str:
         return f"{name} wraps a model or is none of transformers"
     if not model._can_set_attn_implementation():
         return f"the attention of {name} does not follow the interface of transformers"
-    if adapted_head_of(model) is None:
+    if readout.score_head(model) is None and adapted_head_of(model) is None:
         return f"the head of {name} is no plain linear layer, or has an adapter that is more than plain LoRA"
     return ""
 
@@ -142,12 +158,15 @@ def _examine(wrapped: Any) -> str:
     try:
         with _plainly(wrapped):
             model.set_attn_implementation({key: _oracle(value) for key, value in before.items()})
-            slow = rows.completion_logprobs(wrapped, batch)
+            slow = _rowwise(wrapped, batch)
             model.set_attn_implementation(attention.NAME)
-            difference = float((_shared(model, packed, batch.shape, 1.0) - slow).abs().max())
+            difference = float((_together(model, packed, batch.shape) - slow).abs().max())
             reason = _unseen(model, packed) or _other_head(model, packed)
-        if not reason and not difference <= PROBE_TOLERANCE.get(model.dtype, COARSE):
-            reason = f"{name} gives other log-probs for a packed row (by {difference:.2g} nats)"
+        scale, what = 1.0, "log-probs for a packed row (by {:.2g} nats)"
+        if readout.score_head(model) is not None:
+            scale, what = float(slow.abs().max()), "hidden states for a packed row (by {:.2g})"
+        if not reason and not difference <= PROBE_TOLERANCE.get(model.dtype, COARSE) * scale:
+            reason = f"{name} gives other {what.format(difference)}"
     except ModelError:  # rows cannot do it either
         raise
     except Exception as error:  # an architecture may refuse in any way it likes
@@ -158,14 +177,32 @@ def _examine(wrapped: Any) -> str:
     return reason
 
 
+def _rowwise(wrapped: Any, batch: GroupBatch) -> Tensor:
+    """What the probe compares, by rows: log-probs, or the hidden states that a reward model reads."""
+    if readout.score_head(within(wrapped)) is not None:
+        return readout.row_states(within(wrapped), batch)
+    return rows.completion_logprobs(wrapped, batch)
+
+
+def _together(model: Any, packed: Pack, shape: tuple[int, int]) -> Tensor:
+    """What the probe compares, from one packed row."""
+    if readout.score_head(model) is not None:
+        return readout.spread(_states(model, packed)[packed.term], packed.owner, shape)
+    return _shared(model, packed, shape, 1.0)
+
+
 def _other_head(model: Any, packed: Pack) -> str:
     """Whether the model finishes its logits some other way than `head_of` read: told even where 16 bits blur the sums."""
-    adapted = adapted_head_of(model)
-    assert adapted is not None
     ids = packed.input_ids[:, : packed.layout.branches[0].end]
     theirs = model(input_ids=ids, use_cache=False).logits[0].float()
-    hidden = adapted.states(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
-    ours = adapted.head.columns(slice(None), hidden.dtype).logits(hidden)[0]
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    score, adapted = readout.score_head(model), adapted_head_of(model)
+    if score is not None:
+        ours = readout.apply_head(score, states[-1])
+    else:
+        assert adapted is not None
+        hidden = adapted.states(states)
+        ours = adapted.head.columns(slice(None), hidden.dtype).logits(hidden)[0]
     if (ours - theirs).abs().max() <= 0.01 * theirs.abs().max():
         return ""
     return f"{type(model).__name__} finishes its logits in a way that is not known here"
@@ -216,15 +253,18 @@ def _plainly(model: Any) -> Iterator[None]:
 
 def _probe(model: Any) -> GroupBatch:
     """Two small groups of arbitrary tokens; prompts of one length, so that no row needs padding before it."""
-    adapted = adapted_head_of(model)
-    assert adapted is not None
-    vocabulary = len(adapted.head.weight)
+    adapted, score = adapted_head_of(model), readout.score_head(model) is not None
+    vocabulary = len(model.get_input_embeddings().weight) if adapted is None else len(adapted.head.weight)
     ids = torch.randint(vocabulary, (2 * 5 + 2 * 3 * 3,), generator=torch.Generator().manual_seed(0))
+    if score and (pad_id := readout.pad_id_of(model)) is not None:
+        ids[ids == pad_id] = (pad_id + 1) % vocabulary  # transformers would look for the last token before it
+    lengths = torch.tensor([[3, 2, 1], [3, 3, 0]])
     return GroupBatch(
         prompt_ids=ids[:10].view(2, 5),
         prompt_lengths=torch.tensor([5, 5]),
         completion_ids=ids[10:].view(2, 3, 3),
-        completion_lengths=torch.tensor([[3, 2, 1], [3, 3, 0]]),
+        completion_lengths=lengths,
+        completion_masks=torch.arange(3) == lengths[..., None] - 1 if score else None,
     )
 
 
@@ -233,11 +273,16 @@ def hidden_states(wrapped: Any, packed: Pack) -> tuple[Tensor, Head]:
     model = within(wrapped)
     adapted = adapted_head_of(model)
     assert adapted is not None
-    states = model.base_model(
+    return adapted.states(_states(model, packed)), adapted.head
+
+
+def _states(model: Any, packed: Pack) -> Tensor:
+    """Hidden states at the predictors [M, E], of transformers' own model."""
+    states: Tensor = model.base_model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         attention_mask=packed.no_mask,
         use_cache=False,
         layout=packed.layout,
     ).last_hidden_state
-    return adapted.states(states[0, packed.predictors]), adapted.head
+    return states[0, packed.predictors]

@@ -9,8 +9,9 @@ Shape legend: B groups, K completions.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -146,18 +147,36 @@ def fill(model: torch.nn.Module) -> int | None:
 
 
 @torch.no_grad()
+def values_in_passes(
+    model: torch.nn.Module,
+    batch: GroupBatch,
+    values: Callable[[torch.nn.Module, GroupBatch], Tensor],
+    *,
+    max_tokens: int,
+) -> Tensor:
+    """What `values` finds for each completion, [B, K], without gradients, in passes of at most `max_tokens` tokens.
+
+    Args:
+        model: the model.
+        batch: B groups.
+        values: (model, some groups, or one with some of its completions) -> a number for each completion, 0 where absent.
+        max_tokens: tokens in one pass, a prompt counted once.
+    """
+    found: Tensor | None = None
+    for passes in split_batch(model, batch, max_tokens):
+        for part in passes:
+            of_part = values(model, part.of(batch))
+            found = of_part.new_zeros(batch.shape) if found is None else found
+            part.put(of_part, found)
+    assert found is not None
+    return found
+
+
 def logprobs_in_passes(
     model: torch.nn.Module, batch: GroupBatch, *, max_tokens: int, temperature: float = 1.0
 ) -> Tensor:
     """log pi(y_k|x) of whole completions without gradients, in passes of at most `max_tokens` tokens: [B, K], nats."""
-    values: Tensor | None = None
-    for passes in split_batch(model, batch, max_tokens):
-        for part in passes:
-            found = completion_logprobs(model, part.of(batch), temperature=temperature)
-            values = found.new_zeros(batch.shape) if values is None else values
-            part.put(found, values)
-    assert values is not None
-    return values
+    return values_in_passes(model, batch, partial(completion_logprobs, temperature=temperature), max_tokens=max_tokens)
 
 
 def _size(prompt: int, completions: Sequence[int], *, shared: bool) -> int:

@@ -154,40 +154,51 @@ def _bin(reward: float, width: float) -> int:
 
 
 def _distribution(rewards: Mapping[str, Sequence[float]]) -> Figure:
-    everything = [reward for found in rewards.values() for reward in found]
-    distinct = sorted(set(everything))
-    discrete = len(distinct) <= DISCRETE
-    lows, width = (distinct, 0.0) if discrete else bins(everything)
-    traces = []
-    for name, found in rewards.items():
-        if not found:
-            continue
-        counts = [0] * len(lows)
-        for reward in found:
-            place = distinct.index(reward) if discrete else _bin(reward, width) - _bin(lows[0], width)
-            counts[place] += 1
-        places = decimals(Estimate(width or 1.0))
-        labels = [
-            number(low, places) if discrete else f"{number(low, places)} to {number(low + width, places)}"
-            for low in lows
-        ]
-        traces.append(
-            {
-                "type": "bar",
-                "name": MODELS[name],
-                "x": [f"{low:.6g}" if discrete else low + width / 2 for low in lows],
-                "y": [count / len(found) for count in counts],
-                "customdata": [[label, count] for label, count in zip(labels, counts, strict=True)],
-                "marker": {"color": f"var(--{name})", "line": {"width": 0}},
-                "hovertemplate": "%{customdata[0]}: %{y:.1%} (%{customdata[1]})",
-            }
-        )
-    look = layout("reward", "share of completions", height=300, legend=True)
-    look |= {"barmode": "group", "bargap": 0.15, "bargroupgap": 0.0, "hovermode": "x"}
-    look["xaxis"] |= {"type": "category"} if discrete else {}
-    look["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
+    traces, look = bars([(MODELS[name], name, found) for name, found in rewards.items() if found], "reward")
+    look["height"] = 300
+    look["yaxis"]["title"] = title("share of completions")
     sizes = ", ".join(f"{len(found):,} {MODELS[name]}" for name, found in rewards.items() if found)
     caption = (
         f"Rewards of the samples below ({sizes}): a shift to the right is a gain, a pile at one end a saturated reward."
     )
     return Figure("reward-distribution", "Distribution of rewards", caption, {"data": traces, "layout": look})
+
+
+def bars(
+    series: Sequence[tuple[str, str, Sequence[float]]], x_title: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Bars of the share of each series that falls into common bins, or on each value where few differ, and their layout.
+
+    Args:
+        series: name, colour and values, of which there is at least one.
+        x_title: what the values are.
+    """
+    everything = [value for _, _, found in series for value in found]
+    distinct = sorted(set(everything))
+    discrete = len(distinct) <= DISCRETE
+    lows, width = (distinct, 0.0) if discrete else bins(everything)
+    places = decimals(Estimate(width or 1.0))
+    labels = [
+        number(low, places) if discrete else f"{number(low, places)} to {number(low + width, places)}" for low in lows
+    ]
+    traces = []
+    for name, colour, found in series:
+        counts = [0] * len(lows)
+        for value in found:
+            counts[distinct.index(value) if discrete else _bin(value, width) - _bin(lows[0], width)] += 1
+        traces.append(
+            {
+                "type": "bar",
+                "name": name,
+                "x": [f"{low:.6g}" if discrete else low + width / 2 for low in lows],
+                "y": [count / len(found) for count in counts],
+                "customdata": [[label, count] for label, count in zip(labels, counts, strict=True)],
+                "marker": {"color": f"var(--{colour})", "line": {"width": 0}},
+                "hovertemplate": "%{customdata[0]}: %{y:.1%} (%{customdata[1]})",
+            }
+        )
+    look = layout(x_title, "share", legend=True)
+    look |= {"barmode": "group", "bargap": 0.15, "bargroupgap": 0.0, "hovermode": "x"}
+    look["xaxis"] |= {"type": "category"} if discrete else {}
+    look["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
+    return traces, look

@@ -5,6 +5,7 @@ the interval of the difference lies on one side of 0, and speaks of chance only 
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,9 @@ class Card:
 
 def finite(value: object) -> float | None:
     """The value as a float when it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value)
 
 
 def estimate(metrics: Mapping[str, Any], *keys: str) -> Estimate | None:

@@ -1,4 +1,4 @@
-// Draws the plots in the colours of the current scheme, and filters, orders and opens the samples.
+// Draws the plots in the colours of the current scheme, folds the stages, and filters, orders and opens the samples.
 (() => {
   "use strict";
 
@@ -18,9 +18,14 @@
     return node;
   }
 
-  function draw() {
+  const drawn = new Map(); // the scheme that each plot was drawn in
+
+  // Draws the plots below `root`; what is folded has no size, and is drawn when it opens.
+  function draw(root) {
     const style = getComputedStyle(document.documentElement);
-    for (const chart of document.querySelectorAll(".chart")) {
+    for (const chart of root.querySelectorAll(".chart")) {
+      if (chart.closest("details:not([open])") || drawn.get(chart) === dark.matches) continue;
+      drawn.set(chart, dark.matches);
       const spec = resolved(JSON.parse(chart.nextElementSibling.textContent), style);
       if (coarse.matches) spec.layout.dragmode = false; // a finger scrolls the page, not the plot
       Plotly.react(chart, spec.data, spec.layout, {
@@ -32,8 +37,15 @@
       });
     }
   }
-  draw();
-  dark.addEventListener("change", draw);
+  const stages = [...document.querySelectorAll("details.stage")];
+  if (matchMedia("(max-width: 46rem)").matches) for (const stage of stages) stage.open = false;
+  draw(document);
+  dark.addEventListener("change", () => draw(document));
+  for (const stage of stages) stage.addEventListener("toggle", () => draw(stage));
+  addEventListener("beforeprint", () => {
+    for (const stage of stages) stage.open = true;
+    draw(document);
+  });
 
   const list = document.getElementById("list");
   if (!list) return;

@@ -14,6 +14,7 @@ from exoalign.report.curves import training_figures
 from exoalign.report.figures import reward_figures, rewards_of
 from exoalign.report.finding import Estimate, cards, decimals, finding, finite, number
 from exoalign.report.html import write_template
+from exoalign.report.stage_views import stage_view
 
 PREVIEW = 160  # characters of a prompt in the list of samples
 
@@ -44,8 +45,12 @@ def write_page(
         history: one mapping for each optimizer step.
         warnings: sentences with a number and the setting to change.
         samples: {"prompt", "base", "aligned"}, with {"text", "reward"} for each completion.
-        stages: {"name", "seconds", "state", "what"} in the order they ran.
+        stages: {"name", "seconds", "state", "what"} in the order they ran, with a "summary" where the stage wrote one: the
+            contents of its summary.json (`summary.Summary`).
         versions: what was installed.
+
+    Raises:
+        DataError: if a sample or a stage's summary is malformed, with its place and key.
     """
     return write_template(
         path,
@@ -59,7 +64,9 @@ def write_page(
         samples=(views := _samples(samples)),
         picks=_picks(views),
         recipe=_sections(recipe),
-        stages=[_stage(stage) for stage in stages],
+        stages=(chain := [stage_view(index, stage) for index, stage in enumerate(stages)]),
+        told=any(stage["numbers"] or stage["figures"] or stage["texts"] for stage in chain),
+        stage_figures=[figure for stage in chain for figure in stage["figures"]],
         versions=dict(versions),
         numbers=list(_rows(metrics)),
     )
@@ -158,26 +165,3 @@ def _rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, l
             name,
             ["" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else _plain(cell) for cell in cells],
         )
-
-
-def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
-    seconds = finite(stage.get("seconds"))
-    return {
-        "name": str(stage.get("name", "")),
-        "what": str(stage.get("what", "")),
-        "state": str(stage.get("state", "")),
-        "time": "–" if seconds is None else duration(seconds),
-    }
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "8.1 s", "1 min 20 s" or "2 h 05 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,69 +1,41 @@
-"""Sampling with transformers' `generate`: large batches sorted by prompt length, ids and sampler log-probs kept.
+"""Sampling with transformers' `generate`: large batches sorted by prompt length, ids and log-probs kept.
 
 `generate` decodes greedily over scores that leave one token: the one that `SeededChoice` drew. So each completion has its own
 random numbers, the log-prob of each drawn token is noted at no cost, and nothing that a model's own generation settings
 say (a repetition penalty, a default top-k) changes the distribution unseen.
 
-Shape legend: R rows (completions), V vocabulary, T new tokens.
+Shape legend: P distinct prompts, R rows (completions), W width of the padded prompts, T new tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from exoalign.data.tokenize import prompt_ids, vocabulary
-from exoalign.errors import DataError, ModelError
-from exoalign.groups import Group, Prompt, prompt_text
-from exoalign.models import token_ids
-from exoalign.sampling.protocol import SamplingSettings
+from exoalign.data.tokenize import vocabulary
+from exoalign.errors import ModelError
+from exoalign.groups import Group, Prompt
+from exoalign.models import fingerprint, token_ids
+from exoalign.sampling.choice import SeededChoice, StopText, before_stop
+from exoalign.sampling.encode import encode_prompts
+from exoalign.sampling.prefill import distinct, expanded_cache, shares
+from exoalign.sampling.protocol import Draw, Finish, SamplingSettings, batches, numbered, sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 Report = Callable[[int], None]
-
-
-class SeededChoice(LogitsProcessor):
-    """Draws each row's next token by inverting its cumulative distribution at the row's own uniform number.
-
-    Args:
-        uniforms: [R, T] in [0, 1).
-        temperature: logits are divided by it.
-        top_p: nucleus that is kept.
-    """
-
-    def __init__(self, uniforms: Tensor, *, temperature: float, top_p: float) -> None:
-        self.uniforms, self.temperature = uniforms, temperature
-        self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self.logprobs: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[R, V] logits -> [R, V] scores that leave the drawn token only."""
-        scaled = scores.float() / self.temperature
-        if self.nucleus is not None:
-            scaled = self.nucleus(input_ids, scaled)
-        log_mu = torch.log_softmax(scaled, -1)
-        wide = log_mu.float() if log_mu.device.type == "mps" else log_mu.double()  # Apple's GPUs have no float64
-        cumulative = wide.exp().cumsum(-1)
-        total = cumulative[:, -1:]
-        if not bool(torch.isfinite(total).all()):
-            raise ModelError(
-                "the model's logits hold NaN or infinity: its weights are broken, or overflow in this precision"
-            )
-        # u < total, so the first place above u exists and its token has mass
-        u = torch.minimum(
-            self.uniforms[:, len(self.logprobs), None] * total, torch.nextafter(total, total.new_zeros(()))
-        )
-        token = torch.searchsorted(cumulative, u, right=True)
-        self.logprobs.append(log_mu.gather(1, token).squeeze(1))
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+Job = tuple[int, int]
+"""A prompt's number and which of its completions."""
 
 
 class TransformersSampler:
@@ -73,8 +45,9 @@ class TransformersSampler:
         model: a causal language model; bfloat16 weights are the fastest where the hardware has them.
         tokenizer: its tokenizer.
         batch_size: completions in one batch.
-        name: the model's name or fingerprint, kept in the provenance.
+        name: the model's name, kept in the provenance beside the fingerprint of its weights.
         report: called with the number of completions that a batch has finished.
+        share_prefill: let completions of one prompt share its prefill; False for comparison.
 
     Raises:
         ModelError: if neither the model nor its tokenizer names a token that ends a completion.
@@ -88,13 +61,47 @@ class TransformersSampler:
         batch_size: int = 64,
         name: str = "",
         report: Report | None = None,
+        share_prefill: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
         self.report = report or (lambda n: None)
+        self.share_prefill: bool | None = None if share_prefill else False  # None: not tried yet
         self.vocabulary = vocabulary(tokenizer)
         self.ends = sorted({*token_ids(model.generation_config.eos_token_id), *token_ids(tokenizer.eos_token_id)})
         if not self.ends:
             raise ModelError("the tokenizer has no end-of-sequence token, so a completion has no end; set `eos_token`")
+
+    def encode(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, sources: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Token ids of the prompts.
+
+        Raises:
+            DataError: naming the prompt, if it has no token or leaves no room for `max_new_tokens` in the context.
+        """
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        names = sources or numbered(prompts)
+        return encode_prompts(self.tokenizer, prompts, names, context=context, room=settings.max_new_tokens)
+
+    def draw(
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        sources: Sequence[str] | None = None,
+        *,
+        skip: Collection[Job] = (),
+    ) -> Iterator[list[Draw]]:
+        """Completions, those of a batch at a time; see `Sampler`.
+
+        Raises:
+            DataError: as `encode`.
+            ModelError: if the model's logits are not finite.
+        """
+        ids, done = self.encode(prompts, settings, sources), set(skip)
+        for batch in batches([len(p) for p in ids], settings.k, self.batch_size, done):
+            drawn = [draw for draw in self._fitting(ids, batch, settings) if (draw.prompt, draw.k) not in done]
+            yield drawn
+            self.report(len(drawn))
 
     def sample(
         self, prompts: Sequence[Prompt], settings: SamplingSettings, sources: Sequence[str] | None = None
@@ -102,105 +109,91 @@ class TransformersSampler:
         """K completions for each prompt; see `Sampler`.
 
         Raises:
-            DataError: naming the prompt, if it has no token or leaves no room for `max_new_tokens` in the context.
+            DataError: as `encode`.
             ModelError: if the model's logits are not finite.
         """
-        sources = sources or [f"prompt {i + 1}" for i in range(len(prompts))]
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        ids = encode_prompts(self.tokenizer, prompts, sources, context=context, room=settings.max_new_tokens)
-        drawn: dict[tuple[int, int], tuple[list[int], float]] = {}
-        # sorted by length: prompts of a batch then need little padding; all K of a prompt stand together
-        jobs = [(i, k) for i in sorted(range(len(ids)), key=lambda i: len(ids[i])) for k in range(settings.k)]
-        for start in range(0, len(jobs), self.batch_size):
-            batch = jobs[start : start + self.batch_size]
-            drawn.update(zip(batch, self._draw([ids[i] for i, _ in batch], batch, settings), strict=True))
-            self.report(len(batch))
-        return [
-            self._group(prompt, source, ids[i], [drawn[i, k] for k in range(settings.k)], settings)
-            for i, (prompt, source) in enumerate(zip(prompts, sources, strict=True))
-        ]
+        return sampled(self, prompts, settings, sources)
+
+    def provenance(self, settings: SamplingSettings) -> dict[str, Any]:
+        """What is kept with each group; see `Sampler`."""
+        sampler = {
+            "backend": "transformers",
+            "model": self.name,
+            "fingerprint": fingerprint(self.model),
+            "dtype": str(self.model.dtype),
+            "batch_size": self.batch_size,
+            **settings.as_dict(),
+        }
+        return {"tokenizer": self.vocabulary, "sampler": sampler}
+
+    def _fitting(self, ids: list[list[int]], batch: list[Job], settings: SamplingSettings) -> list[Draw]:
+        """A batch's completions; one that does not fit into memory is drawn in halves."""
+        try:
+            return self._draw(ids, batch, settings)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        half = len(batch) // 2
+        logger.warning(
+            "%d completions at once do not fit into memory: drawn in halves; lower sample.batch_size", len(batch)
+        )
+        torch.cuda.empty_cache()  # does nothing where CUDA is not in use
+        return self._fitting(ids, batch[:half], settings) + self._fitting(ids, batch[half:], settings)
 
     @torch.inference_mode()
-    def _draw(
-        self, prompts: list[list[int]], jobs: list[tuple[int, int]], settings: SamplingSettings
-    ) -> list[tuple[list[int], float]]:
-        device, width = self.model.device, max(map(len, prompts))
+    def _draw(self, ids: list[list[int]], batch: list[Job], settings: SamplingSettings) -> list[Draw]:
+        device, (prompts, places) = self.model.device, distinct([i for i, _ in batch])
+        lengths = [len(ids[i]) for i in prompts]
+        width = max(lengths)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
-        input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        seeds = [np.random.default_rng([settings.seed, i, k]).random(settings.max_new_tokens) for i, k in jobs]
+        input_ids = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in prompts], device=device)
+        attention = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in prompts], device=device)
+        rows = torch.tensor(places, device=device)
+        seeds = [np.random.default_rng([settings.seed, i, k]).random(settings.max_new_tokens) for i, k in batch]
+        uniforms = torch.from_numpy(np.stack(seeds))
         choice = SeededChoice(
-            torch.tensor(np.stack(seeds), device=device), temperature=settings.temperature, top_p=settings.top_p
+            (uniforms.float() if device.type == "mps" else uniforms).to(device),
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
         )
+        stop = StopText(self.tokenizer, settings.stop, len(batch)) if settings.stop else None
         with _as_a_sampler(self.model, eos_token_id=self.ends, pad_token_id=pad):
-            generate: Any = self.model.generate
+            own: Any = self.model.generate
+            generate: Any = functools.partial(own, do_sample=False)
+            cache = {}
+            if min(lengths) > 1 and len(prompts) < len(batch) and self.share_prefill is not False:
+                if self.share_prefill is None:
+                    self.share_prefill = shares(generate, input_ids, attention, self.model.dtype)
+                if self.share_prefill:
+                    cache["past_key_values"] = expanded_cache(generate, input_ids, attention, rows)
             output = generate(
-                input_ids=input_ids,
-                attention_mask=attention,
+                input_ids=input_ids[rows],
+                attention_mask=attention[rows],
                 max_new_tokens=settings.max_new_tokens,
-                do_sample=False,
                 logits_processor=LogitsProcessorList([choice]),
+                stopping_criteria=StoppingCriteriaList([] if stop is None else [stop]),
+                **cache,
             )
         tokens = output[:, width:].tolist()
-        logprobs = torch.stack(choice.logprobs, 1).double().cpu().numpy()
-        lengths = [self._length(row) for row in tokens]
-        return [(row[:n], float(log[:n].sum())) for row, log, n in zip(tokens, logprobs, lengths, strict=True)]
-
-    def _length(self, tokens: list[int]) -> int:
-        """Tokens up to and including the first that ends the completion."""
-        return next((n + 1 for n, token in enumerate(tokens) if token in self.ends), len(tokens))
-
-    def _group(
-        self,
-        prompt: Prompt,
-        source: str,
-        ids: list[int],
-        completions: list[tuple[list[int], float]],
-        settings: SamplingSettings,
-    ) -> Group:
-        return Group(
-            prompt,
-            tuple(str(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens, _ in completions),
-            prompt_ids=tuple(ids),
-            completion_ids=tuple(tuple(tokens) for tokens, _ in completions),
-            sampler_logprobs=tuple(logprob for _, logprob in completions),
-            provenance={
-                "source": source,
-                "tokenizer": self.vocabulary,
-                "sampler": {"model": self.name, "dtype": str(self.model.dtype), **settings.as_dict()},
-                "finish": ["stop" if tokens[-1] in self.ends else "length" for tokens, _ in completions],
-            },
+        by_sampler, by_model = (
+            torch.stack(steps, 1).double().cpu().numpy() for steps in (choice.sampler_logprobs, choice.model_logprobs)
         )
+        found = []
+        for row, (i, k) in enumerate(batch):
+            finish, n = self._finish(tokens[row], None if stop is None else stop.lengths[row])
+            text = str(self.tokenizer.decode(tokens[row][:n], skip_special_tokens=True))
+            text = before_stop(text, settings.stop) if finish == "stop_string" else text
+            sums = float(by_sampler[row, :n].sum()), float(by_model[row, :n].sum())
+            found.append(Draw(i, k, tuple(tokens[row][:n]), text, *sums, finish))
+        return found
 
-
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    sources: Sequence[str],
-    *,
-    context: int | None,
-    room: int,
-) -> list[list[int]]:
-    """Token ids of prompts that fit the context with `room` new tokens.
-
-    Raises:
-        DataError: naming the first prompt that has no token or does not fit.
-    """
-    encoded = []
-    for prompt, source in zip(prompts, sources, strict=True):
-        try:
-            ids = prompt_ids(tokenizer, prompt)
-        except (DataError, ModelError) as error:
-            raise type(error)(f"{source}: {error}") from error
-        if not ids:
-            raise DataError(f"{source}: the prompt has no token; expected at least one to sample after")
-        if context is not None and len(ids) + room > context:
-            raise DataError(
-                f"{source}: the prompt has {len(ids)} tokens ({prompt_text(prompt)[:40]!r}): with max_new_tokens {room} that"
-                f" is more than the model's context of {context}; shorten the prompt or lower sample.max_new_tokens"
-            )
-        encoded.append(ids)
-    return encoded
+    def _finish(self, tokens: list[int], stopped: int | None) -> tuple[Finish, int]:
+        """How a row ended, and its length: an end token, a stop string or neither, whichever came first."""
+        end = next((n + 1 for n, token in enumerate(tokens) if token in self.ends), None)
+        if end is not None and (stopped is None or end <= stopped):
+            return "stop", end
+        return ("length", len(tokens)) if stopped is None else ("stop_string", stopped)
 
 
 @contextmanager

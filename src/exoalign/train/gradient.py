@@ -24,26 +24,28 @@ def accumulate(
     *,
     total: Tensor | int,
     max_tokens: int,
-    temperature: float,
-    bf16: bool,
+    values: Callable[[torch.nn.Module, GroupBatch], Tensor] | None = None,
+    temperature: float = 1.0,
+    bf16: bool = False,
     repeatable: bool = True,
     backward: Callable[[Tensor, bool], None],
 ) -> Tensor:
     """Add the gradient of sum(losses) / total to the model's, with at most `max_tokens` tokens in the model at once.
 
-    A group that is larger goes through the model twice: first all its log-probs without gradients, which fix
-    dL / dlog pi(y_k|x), one number for each completion; then, part by part, the gradient of log pi times that number. Their
-    sum is the gradient of the whole group.
+    A group that is larger goes through the model twice: first all its values v_k without gradients (log pi(y_k|x) where nobody
+    says otherwise), which fix dL / dv_k, one number for each completion; then, part by part, the gradient of v_k times that
+    number. Their sum is the gradient of the whole group.
 
     Args:
         model: the policy.
         batch: B groups.
-        losses: the objective: log-probs [B, K] of a batch -> [B].
-        total: groups of the whole optimizer step.
+        losses: the objective: values [B, K] of a batch -> [B].
+        total: what the sum of the losses is divided by: the groups of the whole optimizer step.
         max_tokens: tokens in one pass, a prompt counted once.
-        temperature: as in the objective.
-        bf16: compute under bfloat16 autocast.
-        repeatable: whether the model gives the same log-probs twice, which it does not with dropout.
+        values: (model, some groups, or one with some of its completions) -> what the objective needs of each completion, 0
+            where absent; None computes log-probs.
+        temperature, bf16: of the log-probs: as in the objective, and under bfloat16 autocast.
+        repeatable: whether the model gives the same values twice, which it does not with dropout.
         backward: called with what to differentiate and whether it is the last.
 
     Returns:
@@ -55,16 +57,19 @@ def accumulate(
     """
     device = batch.prompt_ids.device
 
-    def logprobs(part: Pass) -> Tensor:
+    def logprobs(model: torch.nn.Module, part: GroupBatch) -> Tensor:
         with autocast(device, bf16=bf16):
-            return completion_logprobs(model, part.of(batch), temperature=temperature)
+            return completion_logprobs(model, part, temperature=temperature)
+
+    def values_of(part: Pass) -> Tensor:
+        return (values or logprobs)(model, part.of(batch))
 
     sets = split_batch(model, batch, max_tokens)
     loss = torch.zeros((), device=device)
     for passes in sets:
         whole = batch.take(passes[0].groups)
         if len(passes) == 1:
-            part_loss = losses(logprobs(passes[0]), whole).sum() / total
+            part_loss = losses(values_of(passes[0]), whole).sum() / total
             backward(part_loss, passes is sets[-1])
         else:
             if not repeatable:
@@ -72,22 +77,22 @@ def accumulate(
                     "a group is larger than max_tokens_per_pass, so that it goes through the model twice, and with dropout the"
                     " second time is another model: set disable_dropout, or raise max_tokens_per_pass"
                 )
-            values = _together(passes, [_detached(logprobs, part) for part in passes], batch.shape[1])
-            part_loss = losses(values.requires_grad_(), whole).sum() / total
-            (coefficients,) = torch.autograd.grad(part_loss, values)
+            found = _together(passes, [_detached(values_of, part) for part in passes], batch.shape[1])
+            part_loss = losses(found.requires_grad_(), whole).sum() / total
+            (coefficients,) = torch.autograd.grad(part_loss, found)
             for part in passes:
-                backward((logprobs(part) * coefficients[:, part.completions]).sum(), part is sets[-1][-1])
+                backward((values_of(part) * coefficients[:, part.completions]).sum(), part is sets[-1][-1])
         loss += part_loss.detach()
     return loss
 
 
 @torch.no_grad()
-def _detached(logprobs: Callable[[Pass], Tensor], part: Pass) -> Tensor:
-    return logprobs(part)
+def _detached(values_of: Callable[[Pass], Tensor], part: Pass) -> Tensor:
+    return values_of(part)
 
 
 def _together(passes: Sequence[Pass], found: Sequence[Tensor], k: int) -> Tensor:
-    """The log-probs [1, K] of a group from those of its parts; 0 where a completion is absent."""
+    """The values [1, K] of a group from those of its parts; 0 where a completion is absent."""
     values = found[0].new_zeros(1, k)
     for part, row in zip(passes, found, strict=True):
         values[0, part.completions] = row[0]

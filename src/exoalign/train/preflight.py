@@ -17,7 +17,7 @@ from exoalign.groups import Group
 from exoalign.logprobs.passes import TOGETHER, TOKENS, budget_for
 from exoalign.models import default_device
 from exoalign.progress import plain
-from exoalign.train.arguments import ExoConfig
+from exoalign.train.arguments import GroupConfig
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ SMALL_STEP = 1024
 """A step of so many tokens is one pass: to divide it saves little memory, and to find out how takes time."""
 
 
-def tokens_per_pass(model: Any, arguments: ExoConfig, *data: Sequence[Group]) -> int:
+def tokens_per_pass(model: Any, arguments: GroupConfig, *data: Sequence[Group]) -> int:
     """The tokens of a pass: `max_tokens_per_pass`, or what fits into memory and is of use, and at least what the groups need.
 
     Raises:
@@ -50,7 +50,7 @@ def tokens_per_pass(model: Any, arguments: ExoConfig, *data: Sequence[Group]) ->
     return max(most, shape.longest)
 
 
-def estimate_training(model: Any, arguments: ExoConfig, shape: DataShape, *, tokens: int | None = None) -> Estimate:
+def estimate_training(model: Any, arguments: GroupConfig, shape: DataShape, *, tokens: int | None = None) -> Estimate:
     """What training on data of a shape will take with the trainer's settings; the model may be without weights."""
     most = arguments.per_device_train_batch_size * shape.largest_group
     if default_device().type == "cpu":  # groups are put together up to so much only
@@ -67,7 +67,7 @@ def estimate_training(model: Any, arguments: ExoConfig, shape: DataShape, *, tok
     )
 
 
-def say_estimate(model: Any, arguments: ExoConfig, groups: Sequence[Group], *, tokens: int, show: bool) -> None:
+def say_estimate(model: Any, arguments: GroupConfig, groups: Sequence[Group], *, tokens: int, show: bool) -> None:
     """Print the estimate on stderr, and warn where it is over the memory."""
     try:
         found = estimate_training(model, arguments, shape_of(groups), tokens=tokens)
@@ -80,7 +80,7 @@ def say_estimate(model: Any, arguments: ExoConfig, groups: Sequence[Group], *, t
         logger.warning("%s", over)
 
 
-def _state_bytes(arguments: ExoConfig) -> int:
+def _state_bytes(arguments: GroupConfig) -> int:
     """Bytes of the optimizer's state for each trainable weight."""
     optimizer = str(getattr(arguments.optim, "value", arguments.optim))
     return 0 if optimizer in ("sgd", "adafactor") else 2 if "8bit" in optimizer else ADAM_BYTES

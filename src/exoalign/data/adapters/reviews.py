@@ -1,7 +1,8 @@
 """Film reviews: IMDb (Maas et al. 2011) and rt-polarity (Pang and Lee 2005), both `text, label`.
 
-The text is for SFT; the label is left out. A prompt is the beginning of a review up to the end of its eighth word, as it stands
-there, which is about ten tokens: counting tokens would take a tokenizer. A shorter review is a prompt as a whole.
+The text is for SFT, which leaves the label out; a classifier learns both. A prompt is the beginning of a review up to the end
+of its eighth word, as it stands there, which is about ten tokens: counting tokens would take a tokenizer. A shorter review is a
+prompt as a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _BEGINNING = re.compile(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+")
 
 
 def _text(row: Row, where: str) -> list[Row]:
-    return [{"text": row["text"]}]
+    return [{"text": row["text"], "label": row["label"]}]
 
 
 def _prompt(row: Row, where: str) -> list[Row]:
@@ -25,7 +26,7 @@ def _prompt(row: Row, where: str) -> list[Row]:
 
 
 ADAPTERS = [
-    Adapter("imdb", "stanfordnlp/imdb", "text: a review", _SCHEMA, _text, unread=("label",)),
+    Adapter("imdb", "stanfordnlp/imdb", "text: a review, with its label", _SCHEMA, _text),
     Adapter(
         "imdb_prompts",
         "stanfordnlp/imdb",
@@ -35,11 +36,6 @@ ADAPTERS = [
         unread=("label",),
     ),
     Adapter(
-        "rt_polarity",
-        "cornell-movie-review-data/rotten_tomatoes",
-        "text: a sentence",
-        _SCHEMA,
-        _text,
-        unread=("label",),
+        "rt_polarity", "cornell-movie-review-data/rotten_tomatoes", "text: a sentence, with its label", _SCHEMA, _text
     ),
 ]

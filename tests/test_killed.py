@@ -1,0 +1,117 @@
+"""A run that is killed at 20 random moments ends with the same bytes as one that was left alone."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from exoalign.pipeline import run
+from exoalign.recipe import build_recipe
+
+KILLS = 20
+APART = {"timing.json", "index.html", ".lock"}
+"""What holds times, and the lock."""
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in APART
+    }
+
+
+def compare(left_alone: Path, killed: Path) -> None:
+    alone, after = contents(left_alone), contents(killed)
+    assert after.pop("recipe.json") != alone.pop("recipe.json")  # `out` is in it
+    assert after.keys() == alone.keys()
+    assert [name for name in alone if after[name] != alone[name]] == []
+
+
+@pytest.fixture
+def recipe(tiny_folder, tmp_path, monkeypatch):
+    """Every stage of a chain, small, with a checkpoint at each step and rewards that take their time."""
+    monkeypatch.chdir(tmp_path)
+    texts = [{"text": f"A {word} film, number {i}.", "label": i % 2} for i, word in enumerate(["bad", "fine"] * 8)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"prompt": f"Film {i}:"}) for i in range(6)))
+    (tmp_path / "heldout.jsonl").write_text("\n".join(json.dumps({"prompt": f"Book {i}:"}) for i in range(3)))
+    (tmp_path / "slow_reward.py").write_text(
+        "import time\n\n\ndef vowels(prompts, completions):\n    time.sleep(0.05)\n"
+        "    return [sum(c in 'aeiou' for c in text) / 10 for text in completions]\n"
+    )
+    each_step = {"save_strategy": "steps", "save_steps": 1}
+
+    def make(out: str):
+        return build_recipe(
+            {
+                "name": "tiny",
+                "out": out,
+                "model": {"path": str(tiny_folder), "precision": "float32"},
+                "sft": {"data": {"train": "texts.jsonl"}, "rows_per_step": 4, "trainer": each_step},
+                "reward_model": {
+                    "kind": "classifier",
+                    "data": {"train": "texts.jsonl", "holdout": 0.25},
+                    "groups_per_step": 4,
+                    "trainer": each_step,
+                },
+                "prompts": {"train": "train.jsonl", "evaluation": "heldout.jsonl"},
+                "sample": {"k": 4, "max_new_tokens": 8, "batch_size": 4},
+                "reward": {"scorers": [{"function": "slow_reward:vowels"}, {"model": "trained", "weight": 0.1}]},
+                "align": {"learning_rate": 0.003, "groups_per_step": 2, "trainer": each_step},
+                "evaluate": {"k": 2},
+            }
+        )
+
+    return make
+
+
+def child(recipe) -> None:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    sys.path.insert(0, os.getcwd())
+    run(recipe, show=False)
+    os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_twenty_times_it_ends_with_the_same_bytes(recipe, tmp_path):
+    # the parent stays out of OpenMP, so that its children, which need not import torch again, may use it
+    fork = multiprocessing.get_context("fork")
+    began = time.monotonic()
+    process = fork.Process(target=child, args=(recipe("left_alone"),))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    whole = time.monotonic() - began
+
+    draw, killed, stages = random.Random(0), 0, set()
+    while killed < KILLS:
+        process = fork.Process(target=child, args=(recipe("killed"),))
+        process.start()
+        # what is done by then is not done again, so that the moments move through the run
+        process.join(draw.uniform(0.05, 0.25) * whole)
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            killed += 1
+            stages |= {path.name for path in (tmp_path / "killed").glob(".*.partial")}
+        else:  # complete before its time: once more from the beginning
+            assert process.exitcode == 0
+            compare(tmp_path / "left_alone", tmp_path / "killed")
+            shutil.rmtree(tmp_path / "killed")
+    process = fork.Process(target=child, args=(recipe("killed"),))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    compare(tmp_path / "left_alone", tmp_path / "killed")
+    assert len(stages) >= 3, f"killed only in {stages}"
