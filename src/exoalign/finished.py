@@ -120,9 +120,3 @@ class _Told:
 def fingerprint_of(value: Any) -> str:
     """SHA-256 of JSON values, in hex, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def remove(path: Path) -> None:
-    """Delete a file of finished rows with what SQLite keeps beside it."""
-    for name in (path, *(path.with_name(f"{path.name}{ending}") for ending in ("-wal", "-shm", "-journal"))):
-        name.unlink(missing_ok=True)
