@@ -84,26 +84,18 @@ class Chain:
         stages_reward_model.reward_arguments(section, seed=recipe.seed, bf16=context.bf16, output_dir="")
         data = stages_reward_model.read_reward_data(section, seed=recipe.seed)
         self._tell("reward_model", [], data.notes)
-        begun_with = self._base["model"] if section.model is None else identity(section.model)
         return [
             Stage(
                 "reward_model",
-                {
-                    **self._base,
-                    "model": begun_with,
-                    "reward_model": section.model_dump(exclude={"data"}),
-                    "data": data.made_from,
-                },
+                stages_reward_model.made_from(section, data, recipe.model, seed=recipe.seed, bf16=context.bf16),
                 self._policy if section.model is None else (),
                 lambda path, done: stages_reward_model.reward_model(
                     section,
                     data,
                     path,
-                    model=str(context.after(done).policy or recipe.model.path),
+                    model=context.after(done).before,
                     seed=recipe.seed,
                     bf16=context.bf16,
-                    revision=None if self._policy else recipe.model.revision,
-                    trust_remote_code=recipe.model.trust_remote_code,
                     show=context.show,
                 ),
                 lambda: f"{len(data.train.groups)} groups",

@@ -17,7 +17,7 @@ import torch
 from transformers import PrinterCallback
 
 from exoalign import stages_sample
-from exoalign.config import Recipe
+from exoalign.config import ModelSection, Recipe
 from exoalign.data.formats import PromptRow
 from exoalign.data.show import render_group
 from exoalign.data.table import read_table, write_table
@@ -74,6 +74,11 @@ class Context:
     def after(self, done: Mapping[str, StageResult]) -> Context:
         """The same once these stages are done."""
         return replace(self, policy=done["sft"].folder / MODEL) if "sft" in done else self
+
+    @property
+    def before(self) -> ModelSection:
+        """The model before alignment."""
+        return self.recipe.model if self.policy is None else ModelSection(path=str(self.policy))
 
     def progress(self, label: str, total: int) -> Progress:
         """A progress line."""
