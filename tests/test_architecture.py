@@ -29,8 +29,8 @@ LEVELS = [
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["store", "listing", "report", "stages", "stages_sft", "stages_reward_model", "stages_sample", "stages_score",
-     "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline"],
+    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_sft",
+     "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline"],
     ["tables", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample", "cli_score", "cli_reward", "cli_judge",
      "cli"],
 ]

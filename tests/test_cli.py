@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "align", "merge", "doctor", "runs", "data"]
+COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -66,6 +66,24 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
             ("--quiet -q", False, False),
         ],
+        "sft": [
+            ("--model", True, None),
+            ("--data", True, None),
+            ("--out", True, None),
+            ("--eval-data", False, None),
+            ("--adapter", False, None),
+            ("--split", False, None),
+            ("--eval-split", False, None),
+            ("--subset", False, None),
+            ("--revision", False, None),
+            ("--limit", False, None),
+            ("--eval-limit", False, None),
+            ("overrides", False, None),
+            ("--redo", False, False),
+            ("--allow-inexact", False, False),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
         "merge": [
             ("adapter", True, None),
             ("--out", True, None),
@@ -104,6 +122,21 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
         ],
         "data adapters": [("--json", False, False)],
+        "reward train": [
+            ("--model", True, None),
+            ("--data", True, None),
+            ("--out", True, None),
+            ("--kind", False, "ranking"),
+            ("--eval-data", False, None),
+            ("--holdout", False, None),
+            ("--adapter", False, None),
+            ("--limit", False, None),
+            ("--eval-limit", False, None),
+            ("--seed", False, 0),
+            ("overrides", False, None),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
     }
 
 

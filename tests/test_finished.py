@@ -11,7 +11,7 @@ import time
 import pytest
 
 from exoalign.errors import StoreError
-from exoalign.finished import Finished, fingerprint_of, remove
+from exoalign.finished import Finished, fingerprint_of
 
 
 @pytest.fixture
@@ -109,14 +109,6 @@ def test_killed_eleven_times_nothing_is_lost_or_doubled(path):
     assert reported <= {i for (i, _), _ in found}
     assert [key for key, _ in found] == [(i, k) for i in range(len(found) // 4) for k in range(4)]
     assert all(value == f"{i}-{k}" for (i, k), value in found)
-
-
-def test_removed_with_what_stands_beside_it(path, tmp_path):
-    with Finished(path, 0) as rows:
-        rows.add([((0, 0), 1)])
-        assert (tmp_path / "rows.sqlite-wal").exists()
-    remove(path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_values_are_json_and_nothing_else(path):

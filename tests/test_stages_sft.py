@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import shutil
+import signal
 
 import pytest
 import torch
@@ -9,9 +12,10 @@ import torch
 from exoalign import load_model, load_tokenizer
 from exoalign.config import ModelSection
 from exoalign.config_sft import SftSection
-from exoalign.errors import ConfigError, DataError
+from exoalign.errors import ConfigError, DataError, Interrupted
 from exoalign.files import checksum
 from exoalign.stages_sft import check_sft, read_sft_data, sft, sft_arguments
+from exoalign.train.sft import SftTrainer
 
 SKY = "The sky is blue, and the sea is blue too."
 
@@ -31,7 +35,7 @@ def tune(tiny_folder, tiny_tokenizer, tmp_path):
     def tune(name="stage", model=tiny_folder, seed=0, **settings):
         section = SftSection.model_validate({"learning_rate": 0.01, "rows_per_step": 4, **settings})
         folder = tmp_path / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         data = read_sft_data(section, tiny_tokenizer, context=512, seed=seed)
         of = ModelSection(path=str(model))
         said = sft(section, data, folder, model=of, tokenizer=tiny_tokenizer, seed=seed, bf16=False, show=False)
@@ -98,10 +102,11 @@ def test_the_summary_holds_what_a_page_shows(tune, rows, heldout_texts):
         assert {row["text"] for row in part["rows"]} <= set(texts)
 
 
-def test_the_same_settings_leave_the_same_bytes_and_another_seed_does_not(tune, rows):
-    def files(folder):
-        return {str(p.relative_to(folder)): checksum(p) for p in folder.rglob("*") if p.is_file()}
+def files(folder):
+    return {str(p.relative_to(folder)): checksum(p) for p in folder.rglob("*") if p.is_file()}
 
+
+def test_the_same_settings_leave_the_same_bytes_and_another_seed_does_not(tune, rows):
     data = {"train": rows, "evaluation": rows}
     for more in ({}, {"lora": {"r": 2}}):
         first, again, other = (
@@ -110,6 +115,28 @@ def test_the_same_settings_leave_the_same_bytes_and_another_seed_does_not(tune, 
         )
         assert first == again
         assert first["model/model.safetensors"] != other["model/model.safetensors"]
+
+
+def test_a_stage_that_was_stopped_goes_on_to_the_same_bytes(tune, rows, monkeypatch):
+    settings = {"data": {"train": rows, "holdout": 0.25}, "epochs": 2, "lora": {"r": 2}}
+    undisturbed, said = tune("undisturbed", **settings)
+    step = SftTrainer.training_step
+
+    def stopped(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(SftTrainer, "training_step", stopped)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 4"):
+        tune("stopped", **settings)
+    monkeypatch.undo()
+    folder, said_then = tune("stopped", **settings)
+    assert said_then == said
+    assert (folder / "checkpoints" / "checkpoint-4").is_dir()
+    shutil.rmtree(folder / "checkpoints")  # as the store does
+    shutil.rmtree(undisturbed / "checkpoints", ignore_errors=True)
+    assert files(folder) == files(undisturbed)
 
 
 def test_without_anything_held_out_there_are_no_metrics_and_a_note(tune, rows, tiny_tokenizer):

@@ -247,10 +247,12 @@ def test_checkpoints_of_something_else_are_refused_and_rows_do_no_harm(tmp_path)
     (path / ".sample.partial" / "checkpoints").rmdir()
     with pytest.raises(Interrupted), RunFolder(path, "mine") as folder:
         folder.stage("sample", other, lambda p: rows_of(p, stop_at=0))
-    with RunFolder(path, "mine") as folder:  # back to what it was: the rows are still there
+    assert len(list((path / ".sample.partial").glob("rows.*.sqlite"))) == 1  # put aside: not those of these settings
+    with RunFolder(path, "mine") as folder:  # back to what it was: the rows are there again
         assert folder.standing("sample", other).state == "unfinished"
         folder.stage("sample", MADE_FROM, lambda p: str(len(Finished(p / "rows.sqlite", "w").__enter__().keys())))
         assert folder.result("sample").what == "6"
+    assert not list((path / "sample").glob("rows*"))
 
 
 def test_redo_gives_up_checkpoints_of_something_else(tmp_path):

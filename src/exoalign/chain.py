@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from exoalign import stages
+from exoalign import stages, stages_reward_model, stages_sft
 from exoalign.data.table import read_table
 from exoalign.estimate.shapes import shape_of
 from exoalign.forecast import Forecast
@@ -41,10 +41,78 @@ class Chain:
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
         )
-        self.inputs = Prompts(context) if self.recipe.prompts is not None else Data(context)
-        self.lines, self.notes = self.inputs.lines, self.inputs.notes
-        ends = self._of_prompts(self.inputs) if isinstance(self.inputs, Prompts) else self._of_data(self.inputs)
-        self.stages = ends
+        self._policy: tuple[str, ...] = () if self.recipe.sft is None else ("sft",)
+        inputs = Prompts(context) if self.recipe.prompts is not None else Data(context)
+        self.lines, self.notes = inputs.lines, inputs.notes
+        before = [*self._sft(), *self._reward_model()]
+        self.stages = before + (self._of_prompts(inputs) if isinstance(inputs, Prompts) else self._of_data(inputs))
+
+    def _sft(self) -> list[Stage]:
+        """Fine-tuning, which the policy of all later stages comes from."""
+        section, recipe, context = self.recipe.sft, self.recipe, self.context
+        if section is None:
+            return []
+        stages_sft.check_sft(section, recipe.model, seed=recipe.seed, bf16=context.bf16)
+        data = stages_sft.read_sft_data(section, context.tokenizer, context=context.tokens, seed=recipe.seed)
+        self._tell("sft", data.lines, data.notes)
+        shape = shape_of(data.train.groups)
+        return [
+            Stage(
+                "sft",
+                stages_sft.made_from(section, data, recipe.model, seed=recipe.seed, bf16=context.bf16),
+                (),
+                lambda path, done: stages_sft.sft(
+                    section,
+                    data,
+                    path,
+                    model=recipe.model,
+                    tokenizer=context.tokenizer,
+                    seed=recipe.seed,
+                    bf16=context.bf16,
+                    show=context.show,
+                    say=context.say,
+                ),
+                lambda: f"{shape.groups} examples, {self._forecast.training(section.epochs * shape.tokens)}",
+            )
+        ]
+
+    def _reward_model(self) -> list[Stage]:
+        """A reward model, begun with the policy unless the section names a model."""
+        section, recipe, context = self.recipe.reward_model, self.recipe, self.context
+        if section is None:
+            return []
+        stages_reward_model.reward_arguments(section, seed=recipe.seed, bf16=context.bf16, output_dir="")
+        data = stages_reward_model.read_reward_data(section, seed=recipe.seed)
+        self._tell("reward_model", [], data.notes)
+        begun_with = self._base["model"] if section.model is None else identity(section.model)
+        return [
+            Stage(
+                "reward_model",
+                {
+                    **self._base,
+                    "model": begun_with,
+                    "reward_model": section.model_dump(exclude={"data"}),
+                    "data": data.made_from,
+                },
+                self._policy if section.model is None else (),
+                lambda path, done: stages_reward_model.reward_model(
+                    section,
+                    data,
+                    path,
+                    model=str(context.after(done).policy or recipe.model.path),
+                    seed=recipe.seed,
+                    bf16=context.bf16,
+                    revision=None if self._policy else recipe.model.revision,
+                    trust_remote_code=recipe.model.trust_remote_code,
+                    show=context.show,
+                ),
+                lambda: f"{len(data.train.groups)} groups",
+            )
+        ]
+
+    def _tell(self, stage: str, lines: Sequence[str], notes: Sequence[str]) -> None:
+        self.lines += [f"{stage}: {line}" for line in lines]
+        self.notes += [f"{stage}: {note}" for note in notes]
 
     def _of_prompts(self, inputs: Prompts) -> list[Stage]:
         """Completions are drawn and rewarded; both models are compared on fresh ones."""
@@ -55,7 +123,7 @@ class Chain:
             Stage(
                 "sample",
                 {**drawn, "prompts": [row.prompt for row in inputs.train]},
-                (),
+                self._policy,
                 lambda path, done: stages.sample(context.after(done), inputs.train, path),
                 lambda: (
                     f"{count} completions of at most {most} tokens, {self._forecast.sampling(count * most)} at most"
@@ -64,7 +132,7 @@ class Chain:
             Stage(
                 "reward",
                 {"reward": inputs.reward},
-                ("sample",),
+                ("sample",) if self.recipe.reward_model is None else ("sample", "reward_model"),
                 lambda path, done: stages.reward(context.after(done), done["sample"].folder / stages.GROUPS, path),
                 lambda: f"{count} completions",
             ),
@@ -83,7 +151,7 @@ class Chain:
                     "reward": inputs.reward,
                     "prompts": [row.prompt for row in inputs.heldout],
                 },
-                ("align",),
+                (*self._policy, "align"),
                 lambda path, done: stages.evaluate_samples(
                     context.after(done), done["align"].folder / stages.MODEL, inputs.heldout, path
                 ),
@@ -100,7 +168,7 @@ class Chain:
             Stage(
                 "evaluate",
                 {**self._base, "heldout": heldout.made_from if heldout else None},
-                ("align",),
+                (*self._policy, "align"),
                 lambda path, done: stages.evaluate_heldout(
                     context.after(done),
                     done["align"].folder / stages.MODEL,
@@ -130,8 +198,13 @@ class Chain:
 
         return Stage(
             "align",
-            {**self._base, **made_from, "align": settings.model_dump(), "temperature": self.recipe.temperature},
-            inputs,
+            {
+                **self._base,
+                **made_from,
+                "align": settings.model_dump(exclude={"checkpoint_minutes"}),
+                "temperature": self.recipe.temperature,
+            },
+            (*self._policy, *inputs),
             lambda path, done: stages.align(self.context.after(done), groups(done), path),
             forecast,
         )

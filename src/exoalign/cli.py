@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exoalign import cli_data, cli_doctor, cli_reward, cli_runs, cli_sample, cli_score, cli_sft
+from exoalign import cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_score, cli_sft
 from exoalign._version import __version__
 
 if TYPE_CHECKING:
@@ -196,6 +195,7 @@ def merge(
 
 
 app.command()(cli_doctor.doctor)
+app.command()(cli_judge.judge)
 app.command()(cli_sample.sample)
 app.command()(cli_score.score)
 app.command()(cli_sft.sft)
@@ -223,11 +223,10 @@ def _run(recipe: Recipe, *, as_json: bool, quiet: bool, redo: bool, allow_inexac
     try:
         from exoalign.models import quiet_libraries
         from exoalign.pipeline import run as run_recipe
+        from exoalign.progress import show_warnings
 
         quiet_libraries()
-        handler = logging.NullHandler() if quiet else logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("warning: %(message)s"))
-        logging.getLogger("exoalign").addHandler(handler)
+        show_warnings(enabled=not quiet)
         result = run_recipe(
             recipe,
             say=(lambda line: None) if quiet else _say,
@@ -266,7 +265,7 @@ def _options(
 
 def main() -> None:
     """Entry point: errors that the user can mend end with one message and exit code 2."""
-    from exoalign.errors import ExoalignError
+    from exoalign.errors import ExoalignError, Interrupted
     from exoalign.progress import plain
 
     try:
@@ -275,6 +274,9 @@ def main() -> None:
                 app()
             finally:
                 sys.stdout.flush()  # here, where a reader that has gone can still be told from a mistake
+    except Interrupted as error:
+        _say(plain(str(error)))
+        sys.exit(error.exit_code)
     except ExoalignError as error:
         _say(f"error: {plain(str(error))}")
         sys.exit(2)

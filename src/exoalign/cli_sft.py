@@ -38,6 +38,10 @@ def sft(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. sft.learning_rate=1e-5 seed=1")
     ] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Do anew what stands there made from something else.")] = False,
+    allow_inexact: Annotated[
+        bool, typer.Option("--allow-inexact", help="Go on with training although a file of its checkpoint is gone.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")] = False,
 ) -> None:
@@ -62,19 +66,20 @@ def sft(
         "sft.data.limit": "--limit",
         "sft.data.evaluation_limit": "--eval-limit",
     }
-    result = _run(build_section(SftRun, values, overrides or [], lines=options), out, quiet=quiet)
+    run = build_section(SftRun, values, overrides or [], lines=options)
+    result = _run(run, out, redo=redo, allow_inexact=allow_inexact, quiet=quiet)
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
         return
     sys.stdout.write(f"{result['what']}\nmodel: {result['model']}\n")
 
 
-def _run(run: SftRun, out: str, *, quiet: bool) -> dict[str, Any]:
+def _run(run: SftRun, out: str, *, redo: bool, allow_inexact: bool, quiet: bool) -> dict[str, Any]:
     """The stage in a run's folder; it is done once, as in a whole run."""
     from pathlib import Path
 
     from exoalign.models import context_length, load_tokenizer, native_bfloat16, quiet_libraries
-    from exoalign.progress import plain
+    from exoalign.progress import plain, show_warnings
     from exoalign.stages_sft import METRICS, MODEL, check_sft, made_from, read_sft_data, sft
     from exoalign.store import RunFolder
 
@@ -83,6 +88,7 @@ def _run(run: SftRun, out: str, *, quiet: bool) -> dict[str, Any]:
             sys.stderr.write(f"{line}\n")
 
     quiet_libraries()
+    show_warnings(enabled=not quiet)
     model, section, seed = run.model, run.sft, run.seed
     bf16 = model.precision == "bfloat16" or (model.precision == "auto" and native_bfloat16())
     check_sft(section, model, seed=seed, bf16=bf16)
@@ -91,12 +97,21 @@ def _run(run: SftRun, out: str, *, quiet: bool) -> dict[str, Any]:
     data = read_sft_data(section, tokenizer, context=context, seed=seed)
     for line in (*data.lines, *(f"note: {note}" for note in data.notes)):
         say(plain(line))
-    with RunFolder(out, Path(out).name) as folder:
+    with RunFolder(out, Path(out).name, redo=redo) as folder:
         stage = folder.stage(
             "sft",
             made_from(section, data, model, seed=seed, bf16=bf16),
             lambda path: sft(
-                section, data, path, model=model, tokenizer=tokenizer, seed=seed, bf16=bf16, show=not quiet, say=say
+                section,
+                data,
+                path,
+                model=model,
+                tokenizer=tokenizer,
+                seed=seed,
+                bf16=bf16,
+                show=not quiet,
+                say=say,
+                allow_inexact=allow_inexact,
             ),
         )
     metrics = stage.folder / METRICS

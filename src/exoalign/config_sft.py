@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,7 +33,7 @@ class SftSection(Section):
     epochs: Positive = 1.0
     rows_per_step: Count = 16
     max_tokens_per_pass: Count | Literal["auto"] = "auto"
-    checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 10.0
+    checkpoint_minutes: Positive = 10.0
     lora: LoraSection | None = None
     merge: bool = True
     trainer: dict[str, Any] = Field(default_factory=dict)

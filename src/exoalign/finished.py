@@ -51,6 +51,12 @@ class Finished:
     ) -> None:
         self._connection.close()
 
+    def beside(self, made_with: Any) -> Finished:
+        """The rows of the same open file that are made with something else: for rows that are known by their content."""
+        other = Finished(self.path, made_with)
+        other._connection = self._connection
+        return other
+
     def keys(self) -> set[Key]:
         """The keys of all rows that are done."""
         with self._told():
@@ -114,9 +120,3 @@ class _Told:
 def fingerprint_of(value: Any) -> str:
     """SHA-256 of JSON values, in hex, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def remove(path: Path) -> None:
-    """Delete a file of finished rows with what SQLite keeps beside it."""
-    for name in (path, *(path.with_name(f"{path.name}{ending}") for ending in ("-wal", "-shm", "-journal"))):
-        name.unlink(missing_ok=True)

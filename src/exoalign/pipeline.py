@@ -127,8 +127,14 @@ def _report(recipe: Recipe, folder: Path, done: Done, notes: Sequence[str]) -> d
     write_text(folder / "recipe.json", recipe.model_dump_json(indent=1))
     write_text(folder / stages.METRICS, json.dumps(metrics, indent=1))
     steps = [
-        {"name": r.name, "seconds": r.seconds, "state": "reused" if r.reused else "done", "what": r.what}
-        for r in done.values()
+        {
+            "name": result.name,
+            "seconds": result.seconds,
+            "state": "reused" if result.reused else "done",
+            "what": result.what,
+            "summary": _summary(result.folder),
+        }
+        for result in done.values()
     ]
     (folder / "report").mkdir(exist_ok=True)
     page = write_page(
@@ -145,11 +151,17 @@ def _report(recipe: Recipe, folder: Path, done: Done, notes: Sequence[str]) -> d
     return {
         "metrics": metrics,
         "warnings": warnings,
-        "stages": steps,
+        "stages": [{key: value for key, value in step.items() if key != "summary"} for step in steps],
         "model": str(aligned.folder / stages.MODEL),
         "report": str(page),
         "out": str(folder),
     }
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """What a stage tells the page of itself, if it does."""
+    file = folder / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Model text and paths may hold anything, so `plain` makes it inert before it is p
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from types import TracebackType
@@ -19,6 +20,13 @@ CONTROL = {"\u061c", *(chr(code) for codes in _RANGES for code in codes)} - set(
 def plain(text: str) -> str:
     """The text with control characters (ESC codes, carriage returns, ...) made visible; tabs and newlines stay."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def show_warnings(*, enabled: bool) -> None:
+    """Let the warnings of this package come on stderr, each on its line, or (not `enabled`) nowhere."""
+    handler = logging.StreamHandler() if enabled else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logging.getLogger("exoalign").addHandler(handler)
 
 
 def duration(seconds: float) -> str:

@@ -35,6 +35,7 @@ from exoalign.store import StageResult
 from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
 from exoalign.train.arguments import ExoConfig, arguments_of
+from exoalign.train.checkpoints import steps_of, train_resumably
 from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reference import add_reference
@@ -144,7 +145,11 @@ def reward(context: Context, groups_file: Path, folder: Path) -> str:
 
 
 def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
-    """Train the policy -> model/, history.json, groups.parquet with the reference log-probs."""
+    """Train the policy -> model/, history.json, groups.parquet with the reference log-probs; checkpoints/ while it lasts.
+
+    Raises:
+        Interrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
+    """
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
     for line in render_group(groups[0], context.tokenizer).split("\n"):
         context.say(f"  {line}")
@@ -168,11 +173,13 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
         trainer.prepare_reference()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(enabled=context.show))
-    trainer.train()
+    minutes = context.recipe.align.checkpoint_minutes
+    # the store has compared all that the stage is made from
+    train_resumably(trainer, folder, made_from={}, minutes=minutes, allow_inexact=context.allow_inexact)
     trainer.save_model(str(folder / MODEL))
     write_table(trainer.train_dataset, folder / GROUPS)
     record = {
-        "steps": [step for step in trainer.state.log_history if "loss" in step],
+        "steps": steps_of(trainer.state.log_history),
         "warnings": [finding.sentence for finding in trainer.findings],
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))

@@ -22,13 +22,15 @@ from exoalign.data.show import render_group
 from exoalign.errors import ConfigError
 from exoalign.evaluate.heldout import spread
 from exoalign.evaluate.perplexity import compare_losses, text_losses
+from exoalign.evaluate.sft_summary import sft_summary
 from exoalign.files import write_text
-from exoalign.groups import Group, completion_text, prompt_text
+from exoalign.groups import Group
 from exoalign.merging import merge
 from exoalign.models import identity, load_model
 from exoalign.progress import Progress
 from exoalign.train.adapter import check_lora, lora_compute_type, lora_settings
 from exoalign.train.arguments import arguments_of
+from exoalign.train.checkpoints import train_resumably
 from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.sft import SftConfig, SftTrainer
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 MODEL, METRICS, HISTORY, SUMMARY = "model", "metrics.json", "history.json", "summary.json"
 EVALUATED = 512
 """Held-out texts that are evaluated at most, before and after, in float32: all of a large data set would take long."""
-SHOWN, CHARACTERS = 3, 600
-"""Texts that the summary shows of each kind, and characters of each."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def made_from(section: SftSection, data: SftData, model: ModelSection, *, seed: 
     """All that the stage's files depend on, as JSON values."""
     return {
         "model": identity(model.path, model.revision),
-        "sft": section.model_dump(exclude={"data"}),
+        "sft": section.model_dump(exclude={"data", "checkpoint_minutes"}),
         "data": data.made_from,
         "seed": seed,
         "bf16": bf16,
@@ -144,8 +144,11 @@ def sft(
     bf16: bool,
     show: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    allow_inexact: bool = False,
 ) -> str:
     """Fine-tune a model -> model/, history.json, summary.json, and where something is held out metrics.json.
+
+    What an interrupted attempt left in `folder/checkpoints` is gone on from, to the same bytes.
 
     Args:
         section: the settings.
@@ -157,11 +160,13 @@ def sft(
         bf16: compute under bfloat16 autocast; held-out texts are measured in float32.
         show: show progress.
         say: takes a line for the user.
+        allow_inexact: go on although a file of the checkpoint's optimizer or random numbers is gone.
 
     Returns:
         A few words on what was done.
 
     Raises:
+        Interrupted: after SIGTERM or SIGINT, when a checkpoint is saved.
         ExoalignError: where data, model and settings do not fit.
     """
     examples = data.train.groups
@@ -186,7 +191,13 @@ def sft(
     say_estimate(trainer.model, arguments, trainer.train_dataset, tokens=trainer.tokens_per_pass, show=show)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(enabled=show))
-    trainer.train()
+    train_resumably(
+        trainer,
+        folder,
+        made_from=made_from(section, data, model, seed=seed, bf16=bf16),
+        minutes=section.checkpoint_minutes,
+        allow_inexact=allow_inexact,
+    )
     after = _measured(heldout, trainer.model, "held-out after", show=show)
     steps = [step for step in trainer.state.log_history if "loss" in step]
     unmerged = not section.merge or (section.lora is not None and section.lora.quantize is not None)
@@ -197,12 +208,13 @@ def sft(
         gc.collect()
         merge(str(folder / "adapter"), folder / MODEL, trust_remote_code=model.trust_remote_code)
         shutil.rmtree(folder / "adapter")
-    write_text(folder / HISTORY, json.dumps({"steps": steps, "warnings": []}, indent=1))
+    # sorted, as what comes out of a checkpoint is
+    write_text(folder / HISTORY, json.dumps({"steps": steps, "warnings": []}, indent=1, sort_keys=True))
     metrics: dict[str, Any] | None = None
     if data.heldout:
         metrics = {**compare_losses(heldout, before, after, seed=seed), "of": len(data.heldout.groups)}
         write_text(folder / METRICS, json.dumps({"heldout": metrics}, indent=1))
-    summary = _summary(section, examples, steps, heldout, before, after, metrics)
+    summary = sft_summary(examples, steps, heldout, before, after, metrics)
     write_text(folder / SUMMARY, json.dumps(summary, indent=1))
     what = f"{len(steps)} steps of {section.rows_per_step} rows"
     if metrics is None:
@@ -231,57 +243,3 @@ def _shared_note(train: Iterable[Group], heldout: Iterable[Group]) -> list[str]:
     return [
         f"{len(shared)} held-out rows are training rows too ({shared[0].where}, ...): the evaluation is not of unseen texts"
     ]
-
-
-def _summary(
-    section: SftSection,
-    examples: Sequence[Group],
-    steps: Sequence[dict[str, Any]],
-    heldout: Sequence[Group],
-    before: Sequence[float],
-    after: Sequence[float],
-    metrics: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """What the page shows."""
-    learnt = sum(sum(example.counted_tokens) for example in examples)
-    numbers: list[dict[str, Any]] = [
-        {"label": "training rows", "value": len(examples)},
-        {"label": "tokens that are learnt", "value": learnt, "note": f"in one epoch; loss_on: {section.loss_on}"},
-    ]
-    for name in ("perplexity", "loss") if metrics else ():
-        assert metrics is not None
-        numbers += [
-            {"label": f"held-out {name} {when}", "value": metrics[when][name], "note": f"{len(heldout)} rows"}
-            for when in ("before", "after")
-        ]
-    x = [step["step"] for step in steps]
-    curve = {"name": "training", "x": x, "y": [step["loss"] for step in steps]}
-    summary: dict[str, Any] = {
-        "numbers": numbers,
-        "curves": [{"title": "Training", "x_label": "step", "y_label": "nats a token", "series": [curve]}],
-    }
-    if not metrics:
-        return summary
-    lengths = [sum(example.counted_tokens) for example in heldout]
-    each = {
-        name: [loss / length for loss, length in zip(losses, lengths, strict=True)]
-        for name, losses in (("before", before), ("after", after))
-    }
-    series = [{"name": name, "values": values} for name, values in each.items()]
-    summary["histograms"] = [{"title": "Held-out texts", "x_label": "nats a token", "series": series}]
-    order = sorted(range(len(heldout)), key=lambda i: each["after"][i])
-    summary["texts"] = [
-        {"title": title, "rows": [_shown(heldout[i], each["before"][i], each["after"][i]) for i in chosen]}
-        for title, chosen in (
-            ("Held-out texts that the model predicts best", order[:SHOWN]),
-            ("Held-out texts that the model predicts worst", order[: -SHOWN - 1 : -1]),
-        )
-    ]
-    return summary
-
-
-def _shown(example: Group, before: float, after: float) -> dict[str, str]:
-    text = completion_text(example.completions[0])
-    if example.prompt:
-        text = f"{prompt_text(example.prompt)[-CHARACTERS // 2 :]}\n{text}"
-    return {"label": f"{after:.2f} nats a token, {before:.2f} before", "text": text[:CHARACTERS]}

@@ -25,15 +25,12 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from exoalign import finished
 from exoalign.differences import differences
 from exoalign.errors import StoreError
 from exoalign.files import checksum, write_text
+from exoalign.partial import CHECKPOINTS, begin_anew, finish, take_up
 
 MANIFEST, RUN, TIMING = "manifest.json", "run.json", "timing.json"
-ROWS, CHECKPOINTS = "rows.sqlite", "checkpoints"
-"""What a stage that goes on after an interruption keeps in its folder until it is complete."""
-
 State = Literal["done", "unfinished", "to do", "changed"]
 
 
@@ -92,7 +89,7 @@ class RunFolder:
             if RUN in contents and (owner := self._owner()) != self.name:
                 raise StoreError(f"{self.path} holds the run {owner!r}, not {self.name!r}; choose another with out=...")
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=1)  # `exoalign runs` tries it for an instant
             if RUN not in contents:
                 write_text(self.path / RUN, json.dumps({"name": self.name}))
         except Timeout:
@@ -142,9 +139,7 @@ class RunFolder:
         return Standing("done")
 
     def _unfinished(self, name: str, made_from: Mapping[str, Any], pending: Collection[str] = ()) -> Standing:
-        """What an interrupted attempt left. Finished rows are kept by what they were made with, so those of other settings do
-        no harm; checkpoints of other settings would be lost.
-        """
+        """What an interrupted attempt left. Finished rows of other settings are put aside; checkpoints would be lost."""
         begun = _read(self._begun(name))
         if begun is None or not self._partial(name).is_dir():
             return Standing("to do")
@@ -203,17 +198,16 @@ class RunFolder:
         begin()
         partial = self._partial(name)
         if self._unfinished(name, made_from).state != "unfinished":
+            begun = _read(self._begun(name))
             self._begun(name).unlink(missing_ok=True)
-            partial.mkdir(exist_ok=True)
-            _clear(partial, but=(ROWS,))
+            begin_anew(partial, begun, made_from)
             write_text(self._begun(name), json.dumps(made_from, indent=1))
         elif not (partial / MANIFEST).is_file():
-            _clear(partial, but=(ROWS, CHECKPOINTS))
+            take_up(partial)
         if not (partial / MANIFEST).is_file():  # it would be there after a kill just before the renaming
             began = time.monotonic()
             what = work(partial)
-            finished.remove(partial / ROWS)
-            shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+            finish(partial)
             self._complete(name, partial, made_from, what, round(time.monotonic() - began, 1))
         self._put(name)
         self._verified.add(name)
@@ -265,17 +259,6 @@ class RunFolder:
         if wrong:
             raise StoreError(f"{path} is damaged ({', '.join(wrong)}); delete {path.parent} to redo the stage")
         return dict(manifest)
-
-
-def _clear(partial: Path, *, but: tuple[str, ...]) -> None:
-    """Delete what an interrupted attempt left, which may be half, but for what begins with these names."""
-    for path in partial.iterdir():
-        if path.name.startswith(but):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

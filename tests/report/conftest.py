@@ -196,9 +196,10 @@ def make_chain_run() -> dict[str, Any]:
             "series": [{"name": name, "values": found} for name, found in values.items()],
         }
 
-    def texts(title: str, warmth: float) -> dict[str, Any]:
+    def texts(title: str, warmth: float, prompt: str = "") -> dict[str, Any]:
         drawn = [_completion(rng, warmth) for _ in range(3)]
-        return {"title": title, "rows": [{"label": f"{one['reward']:.3f}", "text": one["text"]} for one in drawn]}
+        rows = [{"label": f"{prompt}{one['reward']:.3f}", "text": one["text"]} for one in drawn]
+        return {"title": title, "rows": rows}
 
     def interval(mean: float, half: float) -> dict[str, float]:
         return {"mean": mean, "low": mean - half, "high": mean + half}
@@ -264,7 +265,7 @@ def make_chain_run() -> dict[str, Any]:
                     {"label": "backend", "value": "transformers"},
                 ],
                 "histograms": [histogram("Length of completions", "tokens", length=30.0)],
-                "texts": [texts("A few completions", 0.4)],
+                "texts": [texts("A few completions", 0.4, prompt="Write a short review of a museum.\n")],
             },
         ),
         "reward": (

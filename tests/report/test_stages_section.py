@@ -58,7 +58,7 @@ def test_every_stage_is_shown_in_order_with_all_it_tells(tmp_path: Path, chain_r
                 assert plot["title"] in section
         for texts in stage["summary"].get("texts", []):
             for row in texts["rows"]:
-                assert f"{row['label']} {row['text'].strip()}" in section
+                assert f"{' '.join(row['label'].split())} {row['text'].strip()}" in section
     assert "done · 1 min 20 s" in section
     assert "held-out accuracy 240 pairs 0.61 [0.55, 0.67]" in section
     assert "Below the diagonal the model is too sure." in section
@@ -214,6 +214,17 @@ def test_long_names_are_cut_to_what_fits() -> None:
     )
     assert label("a\nb") == "a b"
     assert label("") == ""
+
+
+def test_labels_stand_over_their_texts_where_one_is_long() -> None:
+    def over(*labels: str) -> bool:
+        rows = [{"label": label, "text": " a text"} for label in labels]
+        (texts,) = view({"texts": [{"title": "t", "rows": rows}]})["texts"]
+        assert texts["rows"] == [(label, "a text") for label in labels]
+        return bool(texts["over"])
+
+    assert not over("0.123", "-1.5")
+    assert over("0.123", "Write a short review of a film.")
 
 
 # Data stays data

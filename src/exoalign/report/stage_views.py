@@ -21,6 +21,7 @@ from exoalign.report.summary import CurvePlot, HistogramPlot, Line, Summary, Tex
 COLOURS = ("aligned", "target", "base", "plum", "leaf")
 DASHES = ("solid", "dash", "dot")  # of the lines that take a colour for the first, second and third time
 HEIGHT = 250  # pixels of a plot
+BESIDE = 24  # characters of a label that stands beside its text
 UPRIGHT = 6  # so many names at an axis stand upright
 ACROSS, UP = 40, 24  # characters that fit along a plot and up its side
 
@@ -51,12 +52,14 @@ def stage_view(index: int, stage: Mapping[str, Any]) -> dict[str, Any]:
             for row in summary.numbers
         ],
         "figures": figures,
-        "texts": [{"title": texts.title, "rows": _rows(texts)} for texts in summary.texts if texts.rows],
+        "texts": [_texts(texts) for texts in summary.texts if texts.rows],
     }
 
 
-def _rows(texts: Texts) -> list[tuple[str, str]]:
-    return [(row.label, row.text.removeprefix(" ")) for row in texts.rows]  # the space that parts it from the prompt
+def _texts(texts: Texts) -> dict[str, Any]:
+    """Labels beside the texts, or over them where one is long, as a prompt is."""
+    rows = [(row.label, row.text.removeprefix(" ")) for row in texts.rows]  # the space that parts it from the prompt
+    return {"title": texts.title, "rows": rows, "over": any(len(label) > BESIDE for label, _ in rows)}
 
 
 def shown(value: int | str | Estimate | None) -> str:
