@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exoalign import cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_sft
+from exoalign import cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_score, cli_sft
 from exoalign._version import __version__
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ def merge(
 app.command()(cli_doctor.doctor)
 app.command()(cli_judge.judge)
 app.command()(cli_sample.sample)
+app.command()(cli_score.score)
 app.command()(cli_sft.sft)
 app.command()(cli_runs.runs)
 

@@ -26,6 +26,8 @@ class Scorer(Protocol):
 
     Attributes:
         name: of its column.
+        together: groups that it wants in one call (64 where a scorer has no such attribute): its numbers may depend on them,
+            by rounding, and they are lost together where scoring is killed.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Scorer(Protocol):
 
 
 class FunctionScorer:
-    """A reward function with its arguments.
+    """A reward function with its arguments. It is a `Scorer`.
 
     Args:
         function: a short name or `module:function`.
@@ -54,6 +56,8 @@ class FunctionScorer:
     Raises:
         RewardError: if there is no such function, or it does not take these arguments.
     """
+
+    together = 1
 
     def __init__(self, function: str, arguments: Mapping[str, Any] | None = None, *, name: str | None = None) -> None:
         self.function, self.arguments = function, dict(arguments or {})
@@ -92,6 +96,32 @@ def build_scorers(section: RewardSection, *, trained: Path | None = None, bf16: 
         RewardError, ModelError, ConfigError: if one cannot be had.
     """
     return [_scorer(one, trained, bf16) for one in section.all]
+
+
+def record_of(section: RewardSection) -> dict[str, Any]:
+    """What the rewards depend on, as JSON values, without loading a model: what a stage of scoring is made with.
+
+    Of `trained` only that it is: the run knows what its reward model is made from.
+
+    Raises:
+        RewardError: if a function cannot be found, or does not take its arguments.
+        ModelError: if a model is not there.
+    """
+    columns = {one.column: {**_identity(one), "weight": one.weight, "clip": one.clip} for one in section.all}
+    return {"columns": columns, "normalise": section.normalise}
+
+
+def _identity(section: ScorerSection) -> dict[str, Any]:
+    if section.model is None:
+        return _scorer(section, None, False).identity()
+    from exoalign.models import identity
+
+    own = section.model == TRAINED
+    return {
+        "model": TRAINED if own else identity(section.model, section.revision),
+        "input": section.input,
+        "positive_label": section.positive_label,
+    }
 
 
 def _scorer(section: ScorerSection, trained: Path | None, bf16: bool) -> Scorer:
