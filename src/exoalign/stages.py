@@ -74,6 +74,11 @@ class Context:
         """The model before alignment."""
         return self.recipe.model if self.policy is None else ModelSection(path=str(self.policy))
 
+    def told(self, cache: ReferenceCache | None) -> None:
+        """Say what was found in the cache: it is no part of a stage, whose files are the same with and without it."""
+        if cache is not None and (found := cache.summary()):
+            self.say(f"  {found}")
+
     def progress(self, label: str, total: int) -> Progress:
         """A progress line."""
         return Progress(label, total, enabled=self.show)
@@ -149,6 +154,7 @@ def reward(context: Context, groups_file: Path, folder: Path, *, trained: Path |
 
 
 def scorers_of(context: Context, trained: Path | None) -> tuple[RewardSection, list[Scorer]]:
+    """The recipe's section, and its scorers, ready to be called."""
     section = context.recipe.reward
     assert section is not None
     return section, build_scorers(section, trained=trained, bf16=context.bf16)
@@ -194,10 +200,5 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
     did = f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
-    return told(did, trainer.reference_cache)
-
-
-def told(did: str, cache: ReferenceCache | None) -> str:
-    """What a stage did, and what it found in the cache."""
-    found = cache.summary() if cache else ""
-    return f"{did}, {found}" if found else did
+    context.told(trainer.reference_cache)
+    return did
