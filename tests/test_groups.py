@@ -21,6 +21,7 @@ FULL = Group(
     completion_ids=[[3], [4, 5]],
     sampler_logprobs=(-1.5, -2.5),
     reference_logprobs=(-1.25, -2.25),
+    scores={"sentiment": [1, 0.5], "length": (1.0, 2.0)},
     provenance={"source": "pairs.jsonl:7"},
 )
 
@@ -73,6 +74,8 @@ def test_a_turn_that_is_no_role_and_content_is_refused(turn):
         ({"rewards": ("good", 1.0)}, r"rewards\[0\] is 'good'; expected a finite number"),
         ({"sampler_logprobs": (math.nan, 0.0)}, r"sampler_logprobs\[0\] is nan"),
         ({"reference_logprobs": (0.0,)}, "1 reference_logprobs for 2 completions"),
+        ({"scores": {"a": (1.0, 2.0), "b": (1.0,)}}, r"1 scores\.b for 2 completions"),
+        ({"scores": {"a": (1.0, math.nan)}}, r"scores\.a\[1\] is nan; expected a finite number"),
         ({"winner": 2}, "winner is 2; expected an index from 0 to 1"),
         ({"winner": -1}, "winner is -1; expected an index from 0 to 1"),
         ({"winner": "first"}, "winner is 'first'; expected an index from 0 to 1"),
@@ -97,6 +100,13 @@ def test_a_group_does_not_change():
         FULL.winner = 1
     with pytest.raises(TypeError):
         FULL.provenance["source"] = "elsewhere"
+    with pytest.raises(TypeError):
+        FULL.scores["sentiment"] = (0.0, 0.0)
+
+
+def test_scores_become_tuples_of_floats_in_their_order():
+    assert list(FULL.scores.items()) == [("sentiment", (1.0, 0.5)), ("length", (1.0, 2.0))]
+    assert all(type(value) is float for values in FULL.scores.values() for value in values)
 
 
 def test_provenance_is_a_copy_of_what_was_given():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exoalign import cli_data, cli_doctor, cli_reward, cli_runs, cli_sample, cli_sft
+from exoalign import cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_score, cli_sft
 from exoalign._version import __version__
 
 if TYPE_CHECKING:
@@ -195,7 +195,9 @@ def merge(
 
 
 app.command()(cli_doctor.doctor)
+app.command()(cli_judge.judge)
 app.command()(cli_sample.sample)
+app.command()(cli_score.score)
 app.command()(cli_sft.sft)
 app.command()(cli_runs.runs)
 
@@ -263,7 +265,7 @@ def _options(
 
 def main() -> None:
     """Entry point: errors that the user can mend end with one message and exit code 2."""
-    from exoalign.errors import ExoalignError
+    from exoalign.errors import ExoalignError, Interrupted
     from exoalign.progress import plain
 
     try:
@@ -272,6 +274,9 @@ def main() -> None:
                 app()
             finally:
                 sys.stdout.flush()  # here, where a reader that has gone can still be told from a mistake
+    except Interrupted as error:
+        _say(plain(str(error)))
+        sys.exit(error.exit_code)
     except ExoalignError as error:
         _say(f"error: {plain(str(error))}")
         sys.exit(2)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from exoalign.config_runs import RewardModelRun
 
 app = typer.Typer(help="Reward models.", no_args_is_help=True)
 
@@ -31,12 +34,15 @@ def train(
     eval_limit: Annotated[int | None, typer.Option(help="Use the first so many groups of --eval-data.")] = None,
     seed: Annotated[int, typer.Option(help="The seed.")] = 0,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings as key=value, e.g. centring=0.01 learning_rate=2e-5")
+        list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. reward_model.centring=0.01")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")] = False,
 ) -> None:
     """Train a reward model on preferences, or a classifier on labelled texts, and measure it on held-out data."""
+
+    from exoalign.config_runs import RewardModelRun
+    from exoalign.recipe import build_section
 
     def source(path: str) -> Any:
         return path if adapter is None else {"path": path, "adapter": adapter}
@@ -48,56 +54,31 @@ def train(
         "evaluation_limit": eval_limit,
         "holdout": holdout,
     }
-    values = {"kind": kind, "data": {key: value for key, value in files.items() if value is not None}}
-    section = _section(values, overrides or [])
-    result = _train(section, model, out, seed=seed, quiet=quiet)
+    values = {
+        "seed": seed,
+        "model": {"path": model},
+        "reward_model": {"kind": kind, "data": {key: value for key, value in files.items() if value is not None}},
+    }
+    options = {
+        "model.path": "--model",
+        "reward_model.kind": "--kind",
+        "reward_model.data.train": "--data",
+        "reward_model.data.evaluation": "--eval-data",
+        "reward_model.data.limit": "--limit",
+        "reward_model.data.evaluation_limit": "--eval-limit",
+        "reward_model.data.holdout": "--holdout",
+        "seed": "--seed",
+    }
+    run = build_section(RewardModelRun, values, overrides or [], lines=options)
+    result = _run(run, out, quiet=quiet)
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
         return
     sys.stdout.write(f"{result['what']}\nmodel: {result['model']}\n")
 
 
-def _section(values: dict[str, Any], overrides: list[str]) -> Any:
-    """The section that the options and `key=value` settings make.
-
-    Raises:
-        ConfigError: naming the setting, what was found and what is expected.
-    """
-    from pydantic import ValidationError
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    from exoalign.config_reward_model import RewardModelSection
-    from exoalign.errors import ConfigError
-
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        *parents, last = key.split(".")
-        if not equals or not all((*parents, last)):
-            raise ConfigError(f"{override[:80]!r}: expected key=value, for example centring=0.01")
-        inner = values
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{override[:80]!r}: {parent} is a value and has no settings of its own")
-        try:
-            inner[last] = YAML(typ="safe", pure=True).load(text)
-        except YAMLError as error:
-            raise ConfigError(f"{override[:80]!r}: not valid YAML: {str(error).splitlines()[0]}") from error
-    try:
-        return RewardModelSection.model_validate(values)
-    except ValidationError as error:
-        found = [(".".join(map(str, item["loc"])), item) for item in error.errors()]
-        raise ConfigError(
-            "\n".join(
-                f"{key + ': ' if key else ''}{item['msg'].removeprefix('Value error, ')}"
-                + ("" if item["type"] == "value_error" else f" (found {str(item['input'])[:60]!r})")
-                for key, item in found
-            )
-        ) from None
-
-
-def _train(section: Any, model: str, out: str, *, seed: int, quiet: bool) -> dict[str, Any]:
+def _run(run: RewardModelRun, out: str, *, quiet: bool) -> dict[str, Any]:
+    """The stage in a run's folder; it is done once, as in a whole run."""
     from pathlib import Path
 
     from exoalign.models import native_bfloat16, quiet_libraries
@@ -105,25 +86,25 @@ def _train(section: Any, model: str, out: str, *, seed: int, quiet: bool) -> dic
     from exoalign.stages_reward_model import (
         METRICS,
         MODEL,
+        made_from,
         read_reward_data,
         reward_arguments,
         reward_model,
-        reward_model_inputs,
     )
     from exoalign.store import RunFolder
 
     quiet_libraries()
-    bf16 = native_bfloat16()
+    model, section, seed = run.model, run.reward_model, run.seed
+    bf16 = model.precision == "bfloat16" or (model.precision == "auto" and native_bfloat16())
     reward_arguments(section, seed=seed, bf16=bf16, output_dir=out)  # refuses wrong settings before any work
-    read = read_reward_data(section, seed=seed)
-    for note in [] if quiet else read.notes:
+    data = read_reward_data(section, seed=seed)
+    for note in [] if quiet else data.notes:
         sys.stderr.write(f"note: {plain(note)}\n")
-    made_from = reward_model_inputs(section, read, model=model, seed=seed, bf16=bf16)
     with RunFolder(out, Path(out).name) as folder:
         stage = folder.stage(
             "reward_model",
-            made_from,
-            lambda path: reward_model(section, read, path, model=model, seed=seed, bf16=bf16, show=not quiet),
+            made_from(section, data, model, seed=seed, bf16=bf16),
+            lambda path: reward_model(section, data, path, model=model, seed=seed, bf16=bf16, show=not quiet),
         )
     metrics = json.loads((stage.folder / METRICS).read_text(encoding="utf-8"))
     return {"what": stage.what, "model": str(stage.folder / MODEL), "metrics": metrics}

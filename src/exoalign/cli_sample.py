@@ -126,6 +126,7 @@ def _run(
         "batch_size": section.batch_size,
         "sample": settings.as_dict(),
         "prompts": prompts,
+        "rows": [row.row for row in rows],
     }
     with RunFolder(out, out.name) as folder:
         done = folder.stage("sample", made_from, work)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from exoalign.config import ModelSection
 from exoalign.config_data import Section
+from exoalign.config_reward_model import RewardModelSection
 from exoalign.config_sft import SftSection
 
 
@@ -17,3 +18,11 @@ class SftRun(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: ModelSection
     sft: SftSection
+
+
+class RewardModelRun(Section):
+    """`exoalign reward train`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    model: ModelSection
+    reward_model: RewardModelSection

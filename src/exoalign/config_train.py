@@ -39,7 +39,8 @@ class AlignSection(Section):
 
     `groups_per_step` groups make one optimizer step; `max_tokens_per_pass` tokens go through the model at once (`auto`: as many
     as are of use and fit into memory). Memory grows with the second, and the result depends on the first only.
-    `lora` trains an adapter; without it all weights are trained.
+    `lora` trains an adapter; without it all weights are trained. Every `checkpoint_minutes` what is trained so far is saved, so
+    that the same command goes on from there after an interruption.
     `trainer` holds any further argument of transformers' `TrainingArguments`.
     """
 
@@ -52,6 +53,7 @@ class AlignSection(Section):
     epochs: Positive = 1.0
     groups_per_step: Count = 8
     max_tokens_per_pass: Count | Literal["auto"] = "auto"
+    checkpoint_minutes: Positive = 10.0
     lora: LoraSection | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 

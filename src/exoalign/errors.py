@@ -30,6 +30,10 @@ class RewardError(ExoalignError):
     """A reward function failed or returned something that is no reward."""
 
 
+class JudgeError(RewardError):
+    """A judge cannot be reached, refuses what it is asked, or the budget for it is spent."""
+
+
 class TrainingError(ExoalignError):
     """Training cannot start, or cannot go on without producing wrong numbers."""
 

@@ -51,6 +51,12 @@ class Finished:
     ) -> None:
         self._connection.close()
 
+    def beside(self, made_with: Any) -> Finished:
+        """The rows of the same open file that are made with something else: for rows that are known by their content."""
+        other = Finished(self.path, made_with)
+        other._connection = self._connection
+        return other
+
     def keys(self) -> set[Key]:
         """The keys of all rows that are done."""
         with self._told():

@@ -9,7 +9,7 @@ Shape legend: B groups, K completions (the largest K of the batch), P prompt tok
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,6 +56,7 @@ class Group:
         prompt: text, or the turns of a conversation.
         completions: the K replies, each as text or (after a conversation) as a trajectory of turns, K >= 1.
         rewards: a finite reward for each completion, or None.
+        scores: what each scorer said, a finite number for each completion under its name; rewards are composed of them.
         winner: index of the preferred completion, or None.
         prompt_ids: the prompt's token ids (special tokens of the template included), or None before tokenisation.
         completion_ids: token ids of each completion, with the end-of-turn token where the reply ended by itself. Sampled
@@ -79,6 +80,7 @@ class Group:
     completion_masks: tuple[tuple[bool, ...], ...] | None = None
     sampler_logprobs: tuple[float, ...] | None = None
     reference_logprobs: tuple[float, ...] | None = None
+    scores: Mapping[str, tuple[float, ...]] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,12 +100,11 @@ class Group:
             freeze(self, "prompt_ids", tuple(self.prompt_ids))
         for name in ("rewards", "sampler_logprobs", "reference_logprobs"):
             values = getattr(self, name)
-            if values is None:
-                continue
-            values = tuple(self._number(value, f"{name}[{i}]") for i, value in enumerate(values))
-            freeze(self, name, values)
-            if len(values) != k:
-                raise DataError(f"{self.where}: {len(values)} {name} for {k} completions; expected one for each")
+            if values is not None:
+                freeze(self, name, self._numbers(values, name))
+        if self.scores is not None:
+            columns = {str(name): self._numbers(values, f"scores.{name}") for name, values in self.scores.items()}
+            freeze(self, "scores", MappingProxyType(columns))
         if self.winner is not None:
             if self.winner not in range(k):
                 raise DataError(f"{self.where}: winner is {self.winner!r}; expected an index from 0 to {k - 1}")
@@ -156,6 +157,12 @@ class Group:
             raise DataError(f"{source}: a turn of {part} is {str(turn)[:60]}; expected (role, content) as text")
         return Message(*values)
 
+    def _numbers(self, values: Iterable[Any], name: str) -> tuple[float, ...]:
+        numbers = tuple(self._number(value, f"{name}[{i}]") for i, value in enumerate(values))
+        if len(numbers) != self.k:
+            raise DataError(f"{self.where}: {len(numbers)} {name} for {self.k} completions; expected one for each")
+        return numbers
+
     def _number(self, value: Any, name: str) -> float:
         try:
             number = float(value)
@@ -168,8 +175,8 @@ class Group:
         return number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = [getattr(self, f.name) for f in fields(self)[:-1]]
-        return (type(self), (*state, dict(self.provenance)))
+        state = [getattr(self, f.name) for f in fields(self)]
+        return (type(self), tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in state))
 
     @property
     def k(self) -> int:

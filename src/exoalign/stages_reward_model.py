@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 
 from exoalign import adapters
+from exoalign.config import ModelSection
 from exoalign.config_reward_model import RewardModelSection
 from exoalign.data.contents import Commits
 from exoalign.data.group_table import build
@@ -56,8 +57,20 @@ class RewardData:
     @property
     def notes(self) -> list[str]:
         """What the user should mind."""
-        missing = [] if self.heldout else ["nothing is held out: what is measured is measured on the training data"]
-        return [*self.train.notes, *(self.heldout.notes if self.heldout else []), *missing]
+        if self.heldout is None:
+            return [
+                *self.train.notes,
+                "nothing is held out, so the reward model is measured on what it has learnt from",
+            ]
+        known = {_known_by(group) for group in self.train.groups}
+        shared = [group.where for group in self.heldout.groups if _known_by(group) in known]
+        told = f"{len(shared)} held-out groups have prompts of the training data ({', '.join(shared[:2])}, ...)"
+        return [*self.train.notes, *self.heldout.notes, *([told] if shared else [])]
+
+
+def _known_by(group: Group) -> int:
+    """A prompt, of labelled texts the text; Python's hash tells millions apart."""
+    return hash(group.prompt or group.completions)
 
 
 def read_reward_data(section: RewardModelSection, *, seed: int) -> RewardData:
@@ -94,23 +107,22 @@ def reward_arguments(section: RewardModelSection, *, seed: int, bf16: bool, outp
     return arguments_of(RewardConfig, ours, section.trainer, section="reward_model")
 
 
-def reward_model_inputs(
-    section: RewardModelSection,
-    data: RewardData,
-    *,
-    model: str,
-    seed: int,
-    bf16: bool,
-    revision: str | None = None,
+def begins_with(section: RewardModelSection, model: ModelSection) -> ModelSection:
+    """What training begins with: the model that the section names (whose own code is never run), else the run's."""
+    return model if section.model is None else ModelSection(path=section.model)
+
+
+def made_from(
+    section: RewardModelSection, data: RewardData, model: ModelSection, *, seed: int, bf16: bool
 ) -> dict[str, Any]:
-    """All that the stage is made from, as JSON values; arguments as for `reward_model`."""
-    known = identity(model, revision) if section.model is None else identity(section.model)
+    """All that the stage's files depend on, as JSON values."""
+    begin = begins_with(section, model)
     return {
-        "model": known,
+        "model": identity(begin.path, begin.revision),
         "reward_model": section.model_dump(exclude={"data", "model", "checkpoint_minutes"}),
         "data": data.made_from,
-        "bf16": bf16,
         "seed": seed,
+        "bf16": bf16,
     }
 
 
@@ -119,11 +131,9 @@ def reward_model(
     data: RewardData,
     folder: Path,
     *,
-    model: str,
+    model: ModelSection,
     seed: int,
     bf16: bool,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
     show: bool = True,
 ) -> str:
     """Train a reward model -> model/ (a standard sequence classification model), metrics.json, history.json, summary.json.
@@ -135,34 +145,33 @@ def reward_model(
         data: of `read_reward_data`.
         folder: the stage's.
         model: the run's model, which is begun with unless the section names one.
-        seed: of the head, the order of the data and the bootstrap.
+        seed: of the head, the adapter's weights, the order of the data and the bootstrap.
         bf16: compute under bfloat16 autocast; what is measured is measured so too.
-        revision, trust_remote_code: of the run's model.
         show: show progress.
 
     Returns:
         A few words on what was done.
 
     Raises:
+        Interrupted: after a signal, when a checkpoint is saved.
         ExoalignError: where data, model and settings do not fit.
     """
-    made_from = reward_model_inputs(section, data, model=model, seed=seed, bf16=bf16, revision=revision)
-    remote: dict[str, Any] = {"revision": None if section.model else revision, "trust_remote_code": trust_remote_code}
-    begin = _Begin(section.model or model, remote, seed, bf16)
-    history, notes = _train(section, data.train.groups, folder, begin, made_from, show=show)
+    record = made_from(section, data, model, seed=seed, bf16=bf16)
+    begin = begins_with(section, model)
+    history, notes = _train(section, data.train.groups, folder, begin, record, seed=seed, bf16=bf16, show=show)
     gc.collect()
     heldout = data.heldout.groups if data.heldout else spread(data.train.groups, EVALUATED, seed=seed)
     with Progress("reward held-out", len(heldout), enabled=show) as progress:
         scorer = RewardModel(
-            str(folder / MODEL), bf16=bf16, trust_remote_code=trust_remote_code, report=progress.advance
+            str(folder / MODEL), bf16=bf16, trust_remote_code=begin.trust_remote_code, report=progress.advance
         )
-        scorer.inputs.max_tokens = min(filter(None, (scorer.inputs.max_tokens, section.max_tokens)), default=None)
         rewards = scorer(heldout)
     measure = ranking_metrics if section.kind == "ranking" else classifier_metrics
     metrics = {"heldout" if data.heldout else "train": measure(heldout, rewards, seed=seed)}
     (found,) = metrics.values()
     write_text(folder / METRICS, json.dumps(metrics, indent=1))
-    write_text(folder / HISTORY, json.dumps({"steps": history, "warnings": notes}, indent=1))
+    # sorted, as transformers sorts what it keeps of the steps before an interruption
+    write_text(folder / HISTORY, json.dumps({"steps": history, "warnings": notes}, indent=1, sort_keys=True))
     on = "held-out" if data.heldout else "training"
     summary = reward_summary(heldout, rewards, found, history, ranking=section.kind == "ranking", on=on)
     write_text(folder / SUMMARY, json.dumps(summary, indent=1))
@@ -173,34 +182,28 @@ def reward_model(
     )
 
 
-@dataclass(frozen=True)
-class _Begin:
-    """What training begins with."""
-
-    path: str
-    remote: dict[str, Any]
-    seed: int
-    bf16: bool
-
-
 def _train(
     section: RewardModelSection,
     groups: Sequence[Group],
     folder: Path,
-    begin: _Begin,
-    made_from: dict[str, Any],
+    begin: ModelSection,
+    record: dict[str, Any],
     *,
+    seed: int,
+    bf16: bool,
     show: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Train and save; returns the steps' metrics and what the user should mind."""
-    path, seed, remote = begin.path, begin.seed, begin.remote
-    arguments = reward_arguments(section, seed=seed, bf16=begin.bf16, output_dir=str(folder))
-    base: Any = load_reward_model(path, fresh_labels=LABELS[section.kind], seed=seed, **remote)
-    tokenizer = load_tokenizer(path, **remote)
+    remote: dict[str, Any] = {"revision": begin.revision, "trust_remote_code": begin.trust_remote_code}
+    arguments = reward_arguments(section, seed=seed, bf16=bf16, output_dir=str(folder))
+    base: Any = load_reward_model(begin.path, fresh_labels=LABELS[section.kind], seed=seed, **remote)
+    tokenizer = load_tokenizer(begin.path, **remote)
     pad_id = set_padding(base, tokenizer)
     longest = longest_input(base, tokenizer)
     # the placeholder is no input, but the trainer counts it
     most = min(filter(None, (section.max_tokens, longest and longest - 1)), default=None)
+    if most is not None:
+        tokenizer.model_max_length = most  # it is saved: whoever applies the model cuts as it was trained
     inputs = RewardInputs(tokenizer, max_tokens=most)
     pairs = section.kind == "classifier" or all(group.winner is not None for group in groups)
     with tempfile.TemporaryDirectory() as name:
@@ -208,13 +211,14 @@ def _train(
             (laid_out(group if pairs else as_ranking(group), inputs, pad_id) for group in groups),
             Path(name) / "ids.arrow",
         )
+        set_seed(seed)  # an adapter's weights are drawn before the trainer sets its own
         try:
             trainer = RewardTrainer(base, arguments, table, processing_class=tokenizer, peft_config=_adapter(section))
         except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
             raise ConfigError(f"reward_model.trainer: {error}") from error
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StepProgress(enabled=show))
-        train_resumably(trainer, folder, made_from=made_from, minutes=section.checkpoint_minutes)
+        train_resumably(trainer, folder, made_from=record, minutes=section.checkpoint_minutes)
         trained: Any = trainer.model
     if section.lora is not None:
         trained = trained.merge_and_unload()

@@ -101,7 +101,8 @@ class Drawn:
             stored = iter(done)
             for row, ids in zip(self.rows, self.ids, strict=True):
                 draws = [Draw.from_dict(*next(stored)) for _ in range(self.settings.k)]
-                yield assemble(row.prompt, row.source, ids, draws, self.provenance)
+                own = {} if row.row is None else {"row": row.row}
+                yield assemble(row.prompt, row.source, ids, draws, {**self.provenance, **own})
 
 
 def sample(

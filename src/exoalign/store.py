@@ -89,7 +89,7 @@ class RunFolder:
             if RUN in contents and (owner := self._owner()) != self.name:
                 raise StoreError(f"{self.path} holds the run {owner!r}, not {self.name!r}; choose another with out=...")
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=1)  # `exoalign runs` tries it for an instant
             if RUN not in contents:
                 write_text(self.path / RUN, json.dumps({"name": self.name}))
         except Timeout:

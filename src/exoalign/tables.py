@@ -80,6 +80,32 @@ def interval(value: Mapping[str, float] | None) -> str:
     return f"{value['mean']:.{places}f} [{value['low']:.{places}f}, {value['high']:.{places}f}]"
 
 
+def judge_tables(metrics: Mapping[str, Any]) -> None:
+    """Print what a judge found, and how far it can be trusted."""
+    console = _console()
+    count = f"{metrics['prompts']} prompts, {metrics['calls']} calls"
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"{count}, 95% intervals in brackets", title_justify="left", show_header=False
+    )
+    lines = {
+        "win rate": interval(metrics.get("win_rate")),
+        "score": interval(metrics.get("score")),
+        "agreement with the data": interval(metrics.get("agreement")),
+        "verdicts for the first place": interval(metrics.get("first_place")),
+        **{name: f"{metrics[name]:.1%}" for name in ("inconsistent", "invalid") if name in metrics},
+        **{f"constant reply ({name}) wins": interval(c["win_rate"]) or "-" for name, c in metrics["control"].items()},
+        "for training": f"{metrics['groups']} groups",
+        **{f"left out: {plain(reason)}": str(count) for reason, count in metrics["left_out"].items()},
+        "tokens": f"{metrics['prompt_tokens']} asked, {metrics['completion_tokens']} answered",
+    }
+    for label, value in lines.items():
+        if value:
+            table.add_row(Text(label), Text(value))
+    console.print(table)
+    for warning in metrics["warnings"]:
+        console.print(Text(f"warning: {plain(warning)}", style="yellow"))
+
+
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}
 ROOMY = 100  # columns of a terminal that has room for everything
 STATES = {"done": "", "running": "green", "unfinished": "yellow", "damaged": "bold red"}

@@ -173,6 +173,7 @@ def test_a_group_that_the_kind_cannot_hold_is_set_aside(group, kind, reason):
             "pairs",
             {"groups' prompt_ids": 1, "groups' completion_ids": 1},
         ),
+        (Group("Q:", ("a", "b"), winner=0, scores={"length": (1, 2)}), "pairs", {"groups' scores": 1}),
         (PAIR, "kway", {}),
         (FOUR, "ratings", {}),
     ],

@@ -166,11 +166,11 @@ KNOWN = [
     ),
     ("tldr_sft", POST, {"text": POST_PROMPT + " Wondering."}),
     ("tldr_prompts", POST, {"prompt": POST_PROMPT}),
-    ("imdb", IMDB, {"text": IMDB["text"]}),
+    ("imdb", IMDB, {"text": IMDB["text"], "label": IMDB["label"]}),
     ("imdb_prompts", IMDB, {"prompt": "One two  three four five six, seven eight."}),
     ("imdb_prompts", {"text": "Two words", "label": -1}, {"prompt": "Two words"}),
-    ("rt_polarity", {"text": "a gem .", "label": 1}, {"text": "a gem ."}),
-    ("rt_polarity", {"text": "a gem .", "label": 1.0}, {"text": "a gem ."}),
+    ("rt_polarity", {"text": "a gem .", "label": 1}, {"text": "a gem .", "label": 1}),
+    ("rt_polarity", {"text": "a gem .", "label": 1.0}, {"text": "a gem .", "label": 1.0}),
     (
         "ultrafeedback",
         ULTRA,
@@ -506,4 +506,4 @@ def test_real_groups_and_sentences(shared_data):
         assert group["prompt"][0]["content"] == row["prompt"]
         assert (group["completions"], group["rewards"]) == (row["completions"], row["rewards"])
     for row in real(shared_data, "rt_polarity_test.jsonl.gz"):
-        assert adapt("rt_polarity", row, "f:1") == [{"text": row["text"]}]
+        assert adapt("rt_polarity", row, "f:1") == [{"text": row["text"], "label": row["label"]}]

@@ -24,6 +24,7 @@ FULL = Group(
     completion_masks=((True,), (False, True), (True,), (True,)),
     sampler_logprobs=(-1.0, -2.0, -3.0, -4.0),
     reference_logprobs=(-1.5, -2.5, -3.5, -4.5),
+    scores={"length": (1.0, 2.0, 3.0, 4.0)},
     provenance={"source": "f:1", "finish": ["stop", "length", "stop", "stop"]},
 )
 
@@ -103,6 +104,7 @@ class TestChoose:
             completion_masks=((True,), (False, True)),
             sampler_logprobs=(-4.0, -2.0),
             reference_logprobs=(-4.5, -2.5),
+            scores={"length": (4.0, 2.0)},
             provenance={"source": "f:1", "finish": ["stop", "length"], "chosen_completions": [3, 1]},
         )
         assert choose(chosen, [0]).provenance["chosen_completions"] == [3]  # of the row, not of the choice before

@@ -24,6 +24,7 @@ GROUPS = [
         completion_ids=((1,), (2, 3)),
         sampler_logprobs=(-1e300, -1 / 3),
         reference_logprobs=(-700.123456789012345, 0.0),
+        scores={"b": (0.1, -1 / 3), "a": (5e-324, 0.0)},
         provenance={"source": "a:1", "sampler": {"k": 2, "temperature": 0.7}, "finish": ["stop", "length"], "x": None},
     ),
 ]
@@ -35,6 +36,7 @@ def test_groups_come_back_as_they_were(tmp_path):
     assert back == GROUPS
     assert [type(value) for value in back[3].prompt_ids] == [int, int]
     assert isinstance(back[2].prompt[0], Message)
+    assert list(back[3].scores) == ["b", "a"]
     assert [path.name for path in tmp_path.iterdir()] == ["g.parquet"]
 
 
@@ -83,12 +85,17 @@ def rewritten(path, **changes):
     return path
 
 
+def test_a_file_from_before_there_were_scores_is_read(tmp_path):
+    assert read_table(rewritten(tmp_path / "g.parquet", scores=None)) == GROUPS[:1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"winner": None}, "column winner is missing, expected int32"),
         ({"prompt": pa.array([5])}, "column prompt is int64, expected string"),
         ({"rewards": pa.array([["good"]])}, r"column rewards is list<.*string>, expected list<.*double>"),
+        ({"scores": pa.array(["good"])}, r"column scores is string, expected map<string"),
         ({"completions": pa.array([None], SCHEMA.field("completions").type)}, "row 1: is no group"),
         ({"provenance": pa.array(["{"])}, "row 1: is no group"),
         ({"provenance": pa.array([None], pa.string())}, "row 1: is no group"),

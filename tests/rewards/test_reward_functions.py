@@ -85,8 +85,11 @@ def test_a_function_in_the_working_directory(module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sentimnt", "'sentimnt'; shipped are sentiment, length; did you mean sentiment?"),
-        ("my_rewards", "'my_rewards'; shipped are sentiment, length; for your own write module:function"),
+        ("sentimnt", "'sentimnt'; shipped are sentiment, length, .*if_verifiable; did you mean sentiment?"),
+        (
+            "my_rewards",
+            "'my_rewards'; shipped are sentiment, length, .*if_verifiable; for your own write module:function",
+        ),
         ("", "''; shipped are sentiment, length"),
         ("no_such_module_here:f", "module no_such_module_here cannot be imported .* ModuleNotFoundError"),
         (":f", "module  cannot be imported"),

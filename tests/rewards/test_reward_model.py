@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from exoalign import Group, Message
-from exoalign.errors import ConfigError, DataError, ModelError
+from exoalign.errors import ConfigError, ModelError, RewardError
 from exoalign.models import load_tokenizer
 from exoalign.rewards.load import load_reward_model
 from exoalign.rewards.model import RewardModel, reward_of
@@ -145,7 +145,7 @@ class TestScoring:
         weights["score.weight"][0, 0] = math.nan
         save_file(weights, tmp_path / "rm" / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(
-            DataError, match=r"A film: .*completion 1: the reward model careful says nan; expected a finite number"
+            RewardError, match=r"A film: .*completion 1: the reward model careful says nan; expected a finite number"
         ):
             RewardModel(str(tmp_path / "rm"), device="cpu", name="careful")(GROUPS[1:2])
 

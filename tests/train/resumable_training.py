@@ -1,7 +1,8 @@
 """A training that tests kill: this process has torch loaded, and forks a child for each line of JSON on its stdin.
 
-It answers with the child's process id, and when the child has ended with what `waitpid` says of it. A child trains a tiny
-GPT-2 with dropout and gradient accumulation, by `train_resumably`, and writes what came out: checksums and history.
+It answers with the child's process id, and at the next line, whatever it says, with what `waitpid` says of the child. A child
+trains a tiny GPT-2 with dropout and gradient accumulation, by `train_resumably`, and writes what came out: checksums, history.
+With the JSON as its argument it is such a child itself, one of several ranks if a launcher has started it.
 """
 
 import json
@@ -51,10 +52,13 @@ def work(folder: str, fault: dict | None = None, die: tuple | None = None, minut
     if die:
         die_in_save(*die)
     trainer = build(Path(folder) / "out", **settings)
-    if fault:
+    rank = trainer.args.process_index
+    if fault and fault.pop("rank", 0) == rank:
         trainer.add_callback(Fault(**fault))
     train_resumably(trainer, folder, made_from=settings, minutes=minutes)
-    (Path(folder) / "outcome.json").write_text(json.dumps(outcome(trainer, Path(folder))))
+    found = outcome(trainer, Path(folder))
+    if rank == 0:
+        (Path(folder) / "outcome.json").write_text(json.dumps(found))
 
 
 def child(request: dict) -> int:
@@ -73,12 +77,15 @@ def child(request: dict) -> int:
 
 
 def main() -> None:
+    if len(sys.argv) > 1:
+        sys.exit(child(json.loads(sys.argv[1])))
     for line in sys.stdin:
         Path(json.loads(line)["folder"]).mkdir(exist_ok=True)
         pid = os.fork()
         if pid == 0:
             os._exit(child(json.loads(line)))
         print(pid, flush=True)
+        sys.stdin.readline()  # until then it can be killed without harm to another process of that number
         print(os.waitpid(pid, 0)[1], flush=True)
 
 

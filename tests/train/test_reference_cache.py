@@ -24,7 +24,7 @@ import torch
 
 from exoalign import ExoConfig, ExoTrainer, Group, load_model, tokenize
 from exoalign.errors import DataError, TrainingError
-from exoalign.train import reference
+from exoalign.train import reference, reference_passes
 from exoalign.train.reference import add_reference, describe
 from exoalign.train.reference_cache import CacheFile, ReferenceCache, completion_keys, default_folder
 
@@ -95,7 +95,7 @@ def stored(file) -> int:
 
 
 def test_passes_are_planned_by_windows_of_groups(tiny_model, groups, computed, monkeypatch):
-    monkeypatch.setattr(reference, "WINDOW", 3)
+    monkeypatch.setattr(reference_passes, "WINDOW", 3)
     done = add_reference(groups, tiny_model, **PLAIN)
     assert computed == [9, 9, 6]  # three groups of three completions in each window of 8 groups
     assert_right(done, tiny_model)
@@ -424,6 +424,46 @@ def test_after_a_kill_only_what_is_missing_is_computed(tiny_folder, tiny_model, 
     assert cache.reused == kept // 3
     assert stored(the_file(tmp_path)) == 90
     assert_right(done, tiny_model)
+
+
+def test_after_a_kill_the_passes_are_those_of_a_run_that_was_left_alone(
+    tiny_model, tiny_tokenizer, tmp_path, monkeypatch
+):
+    """What a pass holds decides how it rounds. 9 groups of 3 sizes, 3 passes; the run is cut off after the first of them."""
+    sizes = [Group(f"Film {'!' * (i % 3) * 9}{i}", (" good", f" bad {i}"), rewards=(1.0, 0.0)) for i in range(9)]
+    groups = tokenize(sizes, tiny_tokenizer)
+    most, passes, real = 3 * one_a_pass(groups), [], reference.logprobs_of
+
+    def noting(some, model, **settings):
+        if len(some) > 1:  # not the spot check
+            passes.append([group.prompt for group in some])
+        return real(some, model, **settings)
+
+    monkeypatch.setattr(reference, "logprobs_of", noting)
+
+    def cut_off(done):
+        raise KeyboardInterrupt
+
+    alone = add_reference(groups, tiny_model, max_tokens=most, **PLAIN)
+    expected = passes[:]
+    assert len(expected) == 3
+    del passes[:]
+    with pytest.raises(KeyboardInterrupt):
+        add_reference(groups, tiny_model, cache=ReferenceCache(tmp_path), max_tokens=most, report=cut_off, **PLAIN)
+    again = add_reference(groups, tiny_model, cache=ReferenceCache(tmp_path), max_tokens=most, **PLAIN)
+    assert passes == expected
+    assert values_of(again) == values_of(alone)
+
+
+def test_what_others_left_in_parts_is_put_together(tiny_model, groups, tmp_path, computed):
+    """Every second group is known; the other four fill one pass, not four in part."""
+    add_reference(groups[::2], tiny_model, cache=ReferenceCache(tmp_path), **PLAIN)
+    del computed[:]
+    most = 4 * one_a_pass(groups)
+    assert_right(
+        add_reference(groups, tiny_model, cache=ReferenceCache(tmp_path), max_tokens=most, **PLAIN), tiny_model
+    )
+    assert computed == [*[3] * 4, 12]  # the spot check, and one pass
 
 
 def test_processes_fill_one_file_at_once(tmp_path):

@@ -221,8 +221,8 @@ def _choices(group: Group, account: Account, pairs: str) -> list[tuple[int, int]
 
 
 def _count_internal(group: Group, account: Account) -> None:
-    """Token ids and log-probs belong to a run, not to a data set: no kind has a place for them."""
-    for name in ("prompt_ids", "completion_ids", "sampler_logprobs", "reference_logprobs"):
+    """Token ids, log-probs and scores belong to a run, not to a data set: no kind has a place for them."""
+    for name in ("prompt_ids", "completion_ids", "sampler_logprobs", "reference_logprobs", "scores"):
         account.unwritten[f"groups' {name}"] += getattr(group, name) is not None
 
 

@@ -6,11 +6,12 @@ Parquet files of a run are read as the groups that they hold.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from exoalign.data.conversations import fault_of, prompt_of
 from exoalign.data.kinds import OneKind, columns_of, kind_of, need, unread
@@ -40,10 +41,11 @@ Place = Source | str | os.PathLike[str]
 
 
 class PromptRow(NamedTuple):
-    """A prompt and the row that it stands in."""
+    """A prompt and the row that it stands in, with that row's other columns for reward functions that want them."""
 
     prompt: Prompt
     source: str
+    row: Mapping[str, Any] | None = None
 
 
 class TextRow(NamedTuple):
@@ -243,7 +245,10 @@ def read_prompts(source: Place, *, limit: int | None = None) -> list[PromptRow]:
     """
     source, aside = as_source(source), SetAside()
     if _is_table(source):
-        return [PromptRow(group.prompt, group.where) for group in islice(_table(source, aside), limit)]
+        return [
+            PromptRow(group.prompt, group.where, group.provenance.get("row"))
+            for group in islice(_table(source, aside), limit)
+        ]
     return list(islice(_items(source, attempts(source), _prompt, aside, False, prompts=True), limit))
 
 
@@ -262,7 +267,16 @@ def read_texts(source: Place, *, limit: int | None = None) -> list[TextRow]:
 
 
 def _prompt(row: Row, where: str, kind: str) -> PromptRow:
-    return PromptRow(prompt_of(row["prompt"], where), where)
+    others = {column: row[column] for column in unread(row, kind) if _is_json(row[column])}
+    return PromptRow(prompt_of(row["prompt"], where), where, others or None)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):  # Parquet has dates, bytes, ...
+        return False
+    return True
 
 
 def _text(row: Row, where: str, kind: str) -> TextRow:

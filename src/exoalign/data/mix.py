@@ -108,6 +108,7 @@ def choose(group: Group, indices: Sequence[int]) -> Group:
         completion_masks=kept(group.completion_masks),
         sampler_logprobs=kept(group.sampler_logprobs),
         reference_logprobs=kept(group.reference_logprobs),
+        scores=None if group.scores is None else {n: tuple(v[k] for k in indices) for n, v in group.scores.items()},
         provenance=provenance,
     )
 

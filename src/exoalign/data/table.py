@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("completion_masks", pa.list_(pa.list_(pa.bool_()))),
         ("sampler_logprobs", pa.list_(pa.float64())),
         ("reference_logprobs", pa.list_(pa.float64())),
+        ("scores", pa.map_(pa.string(), pa.list_(pa.float64()))),
         ("provenance", pa.string()),
     ]
 )
@@ -36,6 +37,8 @@ SCHEMA = pa.schema(
 
 ROW_GROUP = 4096
 """Groups that are written together."""
+ADDED = {"scores"}
+"""Columns that files of earlier versions lack."""
 BATCH_ROWS = 64
 """Groups that are read together; one of 64 completions may have some 10,000 tokens."""
 
@@ -89,6 +92,8 @@ def iter_table(path: Path) -> Iterator[Group]:
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
     for field in SCHEMA:
+        if field.name in ADDED and field.name not in schema.names:
+            continue
         index = schema.get_field_index(field.name)  # less than 0 where there is none, or more than one
         found = schema.field(index).type if index >= 0 else "missing"
         if found != field.type:
@@ -123,6 +128,7 @@ def row_of(group: Group) -> dict[str, Any]:
         "completion_masks": group.completion_masks,
         "sampler_logprobs": group.sampler_logprobs,
         "reference_logprobs": group.reference_logprobs,
+        "scores": None if group.scores is None else list(group.scores.items()),
         "provenance": json.dumps(dict(group.provenance), sort_keys=True),
     }
 
@@ -143,4 +149,6 @@ def group_of(row: dict[str, Any]) -> Group:
     if trajectories is not None:
         pairs = zip(row["completions"], trajectories, strict=True)
         row["completions"] = tuple(text if turns is None else _messages(turns) for text, turns in pairs)
-    return Group(**{**row, "provenance": json.loads(row["provenance"])})
+    scores = row.get("scores")  # pairs of a name and its values
+    values = {"scores": None if scores is None else dict(scores), "provenance": json.loads(row["provenance"])}
+    return Group(**{**row, **values})

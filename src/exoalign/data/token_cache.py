@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same data are read otherwise, when the tokens of the same text change, or the format of the files."""
 MOST_BYTES = 20 * 1000**3
 DAY = 24 * 3600.0

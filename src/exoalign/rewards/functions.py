@@ -1,12 +1,13 @@
-"""Reward functions: `(prompts, completions) -> list[float]`, by a short name or as `module:function`."""
+"""Reward functions: `(prompts, completions, **arguments) -> list[float]`, by a short name or as `module:function`."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,10 +15,16 @@ from typing import Any, Protocol
 
 from exoalign.errors import RewardError
 from exoalign.groups import Group, completion_text, prompt_text
+from exoalign.rewards.instructions import if_verifiable
+from exoalign.rewards.texts import readability, regex, repetition
 
 
 class RewardFunction(Protocol):
-    """Any callable that scores completions; higher is better."""
+    """Any callable that scores completions; higher is better.
+
+    It may take arguments besides, by name, which the recipe gives; and `rows`, by name, if it names it: for each completion the
+    other columns of its prompt's row (a reference answer, say), empty where the prompts had none.
+    """
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Sequence[float]:
         """One finite number for each completion; `prompts[i]` is the prompt of `completions[i]`."""
@@ -30,12 +37,22 @@ def sentiment(prompts: Sequence[str], completions: Sequence[str]) -> list[float]
     return [float(analyser.polarity_scores(text)["compound"]) for text in completions]
 
 
-def length(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """Number of words, separated by white space."""
-    return [float(len(text.split())) for text in completions]
+def length(prompts: Sequence[str], completions: Sequence[str], *, target: float | None = None) -> list[float]:
+    """Number of words, separated by white space; with a `target` the distance from it, negative: 0 is best."""
+    counts = [float(len(text.split())) for text in completions]
+    return counts if target is None else [0.0 - abs(count - target) for count in counts]
 
 
-SHIPPED: dict[str, RewardFunction] = {"sentiment": sentiment, "length": length}
+SHIPPED: dict[str, Callable[..., Sequence[float]]] = {
+    "sentiment": sentiment,
+    "length": length,
+    "regex": regex,
+    "repetition": repetition,
+    "readability": readability,
+    "if_verifiable": if_verifiable,
+}
+ROW = "row"
+"""Where a group's provenance keeps the other columns of its prompt's row."""
 
 
 def resolve_reward(name: str) -> RewardFunction:
@@ -76,23 +93,64 @@ def resolve_reward(name: str) -> RewardFunction:
     return found
 
 
-def score(
+def check_arguments(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that a reward function does not take, before anything is scored.
+
+    Args:
+        name: how errors call the function.
+        function: the function.
+        arguments: by name.
+
+    Raises:
+        RewardError: for an argument that it does not know, with the nearest one, and for one that is missing; of a function
+            that ships also for a value that it cannot use.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # one in C may have none
+        return
+    kinds = inspect.Parameter
+    positional = [p for p, v in parameters.items() if v.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)][
+        :2
+    ]
+    own = {
+        p: v
+        for p, v in parameters.items()
+        if v.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY) and p not in (*positional, "rows")
+    }
+    takes = f"it takes {', '.join(own) or 'no arguments'}"
+    if all(v.kind is not kinds.VAR_KEYWORD for v in parameters.values()):
+        for argument in arguments:
+            if argument not in own:
+                near = difflib.get_close_matches(argument, own, n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else f"; {takes}"
+                raise RewardError(f"{name} has no argument `{argument}`{hint}")
+    for argument, parameter in own.items():
+        if parameter.default is kinds.empty and argument not in arguments:
+            raise RewardError(f"{name} needs the argument `{argument}`; {takes}")
+    if function in SHIPPED.values():
+        try:
+            _called(function, [], [], [], arguments)
+        except RewardError as error:
+            raise RewardError(f"{name}: {error}") from error
+
+
+def scores_of(
     groups: Sequence[Group],
-    function: RewardFunction,
+    function: Callable[..., Any],
     *,
     name: str = "the reward function",
+    arguments: Mapping[str, Any] | None = None,
     report: Callable[[int], None] | None = None,
-) -> list[Group]:
-    """Give every completion its reward, one call a group.
+) -> list[tuple[float, ...]]:
+    """What a reward function says of every completion, one call a group.
 
     Args:
         groups: groups with completions.
         function: the reward function.
         name: how errors call it.
+        arguments: given to it by name.
         report: called with the number of groups done.
-
-    Returns:
-        The groups with `rewards`.
 
     Raises:
         RewardError: naming the row, if the function raises, or returns another count than asked for or a value that is
@@ -101,12 +159,13 @@ def score(
     scored = []
     for group in groups:
         prompts = [prompt_text(group.prompt)] * group.k
+        completions = [completion_text(c) for c in group.completions]
+        rows = [group.provenance.get(ROW) or {}] * group.k
         try:
-            returned: Any = function(prompts, [completion_text(c) for c in group.completions])
+            returned: Any = _called(function, prompts, completions, rows, arguments or {})
         except (Exception, SystemExit) as error:
-            raise RewardError(
-                f"{name} raised {type(error).__name__} at {group.where} ({prompts[0][:60]!r}): {error}"
-            ) from error
+            did = "" if isinstance(error, RewardError) else f"raised {type(error).__name__} "
+            raise RewardError(f"{name} {did}at {group.where} ({prompts[0][:60]!r}): {error}") from error
         try:
             values = [*returned] if not isinstance(returned, (str, dict)) else None
         except Exception:
@@ -117,10 +176,43 @@ def score(
             )
         if len(values) != group.k:
             raise RewardError(f"{name} returned {len(values)} values at {group.where} for {group.k} completions")
-        scored.append(replace(group, rewards=tuple(_number(v, k, group, name) for k, v in enumerate(values))))
+        scored.append(tuple(_number(v, k, group, name) for k, v in enumerate(values)))
         if report:
             report(1)
     return scored
+
+
+def score(
+    groups: Sequence[Group],
+    function: RewardFunction,
+    *,
+    name: str = "the reward function",
+    report: Callable[[int], None] | None = None,
+) -> list[Group]:
+    """Give every completion its reward: the groups with what `scores_of` finds, as `rewards`.
+
+    Raises:
+        RewardError: as `scores_of`.
+    """
+    found = scores_of(groups, function, name=name, report=report)
+    return [replace(group, rewards=rewards) for group, rewards in zip(groups, found, strict=True)]
+
+
+def _called(
+    function: Callable[..., Any],
+    prompts: list[str],
+    completions: list[str],
+    rows: list[Any],
+    arguments: Mapping[str, Any],
+) -> Any:
+    return function(prompts, completions, **arguments, **({"rows": rows} if _wants_rows(function) else {}))
+
+
+def _wants_rows(function: Callable[..., Any]) -> bool:
+    try:
+        return "rows" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _number(value: Any, k: int, group: Group, name: str) -> float:

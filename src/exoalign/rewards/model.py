@@ -21,7 +21,7 @@ from torch import Tensor
 
 from exoalign import models
 from exoalign.data.collate import collate
-from exoalign.errors import ConfigError, DataError
+from exoalign.errors import ConfigError, RewardError
 from exoalign.groups import Group
 from exoalign.logprobs.engine import completion_scores, shares_prefix
 from exoalign.logprobs.passes import fill, split
@@ -124,7 +124,8 @@ class RewardModel:
         """The rewards of each group's completions, in order.
 
         Raises:
-            DataError: naming the group whose input cannot be made, or whose reward is not finite.
+            DataError, ModelError: naming the group whose input cannot be made.
+            RewardError: naming the completion whose reward is not finite.
         """
         parts = [(i, ks, part) for i, ids in enumerate(map(self.inputs.of, groups)) for ks, part in together(ids, 0)]
         found = [[math.nan] * group.k for group in groups]
@@ -163,7 +164,7 @@ class RewardModel:
     def _finite(self, group: Group, row: Sequence[float]) -> tuple[float, ...]:
         for k, value in enumerate(row):
             if not math.isfinite(value):
-                raise DataError(
+                raise RewardError(
                     f"{group.where}, completion {k + 1}: the reward model {self.name} says {value}; expected a finite number:"
                     " its weights hold NaN or infinity, or overflow in this precision"
                 )

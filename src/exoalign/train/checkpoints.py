@@ -16,7 +16,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -96,6 +96,19 @@ def train_resumably(
     return output
 
 
+def steps_of(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """What was logged of each step, the same whether the training was interrupted or not.
+
+    So without what the clock says, and in the order of the names, as checkpoints keep it.
+    """
+    timed = ("_runtime", "_per_second")
+    return [
+        {name: value for name, value in sorted(step.items()) if not name.endswith(timed)}
+        for step in history
+        if "loss" in step
+    ]
+
+
 def _last(trainer: GroupTrainer, checkpoints: CheckpointFolder, *, allow_inexact: bool) -> Path | None:
     """The checkpoint to go on from, which the main process finds for all."""
     if trainer.args.world_size == 1:
@@ -121,7 +134,7 @@ class _Keeper(TrainerCallback):
 
     def __init__(self, trainer: GroupTrainer, found: Path | None, minutes: float) -> None:
         self.trainer, self.found, self.seconds = trainer, found, 60 * minutes
-        self.signal, self._process = 0, os.getpid()
+        self.signal, self._process, self._wanted = 0, os.getpid(), False
         self._saved = time.monotonic()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -149,14 +162,29 @@ class _Keeper(TrainerCallback):
         self._before = {}
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """All processes save and stop together: by the main one's clock, and where a signal came to any."""
+        """All processes save and stop together: by the main one's clock, and where a signal came to any.
+
+        The last step of an epoch is saved at the epoch's end: what is evaluated and logged there would not be made up for.
+        """
         due = int(time.monotonic() - self._saved >= self.seconds)
         if args.world_size > 1:
             mine = torch.tensor([[due * state.is_world_process_zero, self.signal]], device=args.device)
             due, self.signal = map(int, self.trainer.accelerator.gather(mine).amax(0))
-        control.should_save |= bool(due or self.signal)
+        self._wanted = bool(due or self.signal)
+        control.should_save |= self._wanted and not _epoch_is_over(state)
         control.should_training_stop |= bool(self.signal)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save if it was wanted; where a signal has cut the epoch short, nothing that belongs to its end."""
+        if _epoch_is_over(state):
+            control.should_save |= self._wanted
+        elif self.signal:
+            control.should_log = control.should_evaluate = control.should_save = False
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The next one is due after another while."""
         self._saved = time.monotonic()
+
+
+def _epoch_is_over(state: TrainerState) -> bool:
+    return state.epoch is not None and float(state.epoch).is_integer()

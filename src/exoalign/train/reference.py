@@ -15,16 +15,14 @@ from exoalign.data.collate import collate
 from exoalign.data.group_table import GroupTable
 from exoalign.errors import TrainingError
 from exoalign.groups import Group
-from exoalign.logprobs.engine import shares_prefix
-from exoalign.logprobs.passes import budget_for, fill, logprobs_in_passes, split
+from exoalign.logprobs.passes import budget_for, logprobs_in_passes
 from exoalign.models import autocast, fingerprint
 from exoalign.train.reference_cache import CacheFile, ReferenceCache
+from exoalign.train.reference_passes import planned
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Policy and reference may differ by this many nats times the root of the completion's length (tokens that count) before the
 first step."""
-WINDOW = 512
-"""Groups whose passes are planned together: enough to find some of one length, and planning stays linear in the data."""
 KEPT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 """The same for log-probs out of a cache: other passes may have computed them, and padded rows of another width round otherwise
 (SmolLM2 under bfloat16: by up to 0.6 nats on 40 tokens, which is 0.1 times the root)."""
@@ -111,7 +109,7 @@ def add_reference(
             cache.used |= any(value is not None for row in known.values() for value in row)
         if report and whole:
             report(len(whole))
-        for chosen in _together(groups, [i for i in missing if i not in whole], model, max_tokens):
+        for chosen in planned(groups, missing, whole, model, max_tokens):
             wanted = {i: [k for k, value in enumerate(known[i]) if value is None] for i in chosen}
             parts = [_part(group, wanted[i]) for i, group in chosen.items()]
             values = logprobs_of(parts, model, bf16=bf16, temperature=temperature, max_tokens=max_tokens)
@@ -162,23 +160,6 @@ class WithReference(Sequence[Group]):
             return group
         row = self.values[self.ends[i - 1] if i else 0 : self.ends[i]].tolist()
         return replace(group, reference_logprobs=tuple(row), provenance={**group.provenance, "reference": self.record})
-
-
-def _together(
-    groups: Sequence[Group], chosen: Sequence[int], model: torch.nn.Module, max_tokens: int | None
-) -> Iterator[dict[int, Group]]:
-    """Groups by their index that fill a pass together, or one group that fills several."""
-    for start in range(0, len(chosen), WINDOW):
-        window = [(i, groups[i]) for i in chosen[start : start + WINDOW]]
-        some = [group for _, group in window]
-        sets = split(
-            [len(group.prompt_ids or ()) for group in some],
-            [[len(ids) for ids in group.completion_ids or ()] for group in some],
-            budget_for(some, max_tokens),
-            shared=shares_prefix(model),
-            together=fill(model),
-        )
-        yield from (dict(window[i] for i in passes[0].groups) for passes in sets)
 
 
 def _part(group: Group, completions: Sequence[int]) -> Group:
