@@ -29,7 +29,7 @@ LEVELS = [
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_sft",
+    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_evaluate", "stages_sft",
      "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline"],
     ["tables", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample", "cli_score", "cli_reward", "cli_judge",
      "cli"],

@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data"]
+COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data", "sample"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -108,6 +108,29 @@ def test_the_options_of_every_command_are_these():
             ("--html", False, None),
         ],
         "runs": [("folders", False, None), ("--json", False, False)],
+        "sample": [
+            ("--model", True, None),
+            ("--prompts", True, None),
+            ("--out", True, None),
+            ("--k", False, 8),
+            ("--temperature", False, 1.0),
+            ("--top-p", False, 1.0),
+            ("--top-k", False, 0),
+            ("--stop", False, None),
+            ("--max-new-tokens", False, 128),
+            ("--seed", False, 0),
+            ("--batch-size", False, 64),
+            ("--precision", False, "auto"),
+            ("--backend", False, "transformers"),
+            ("--adapter", False, None),
+            ("--split", False, None),
+            ("--subset", False, None),
+            ("--revision", False, None),
+            ("--limit", False, None),
+            ("--trust-remote-code", False, False),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
         "data convert": [
             ("source", True, None),
             ("out", True, None),

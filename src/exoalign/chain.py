@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from exoalign import stages, stages_reward_model, stages_sft
+from exoalign import stages, stages_evaluate, stages_judge, stages_reward_model, stages_sft
 from exoalign.data.table import read_table
 from exoalign.estimate.shapes import shape_of
 from exoalign.forecast import Forecast
@@ -14,6 +15,8 @@ from exoalign.groups import Group
 from exoalign.inputs import Data, Prompts
 from exoalign.models import identity
 from exoalign.plan import Done, Stage
+from exoalign.rewards.judge_prompt import load_judge_prompt
+from exoalign.stages_score import read_statistics
 
 
 class Chain:
@@ -42,10 +45,12 @@ class Chain:
             trust_remote_code=section.trust_remote_code,
         )
         self._policy: tuple[str, ...] = () if self.recipe.sft is None else ("sft",)
+        self._scored = () if self.recipe.reward_model is None else ("reward_model",)
         inputs = Prompts(context) if self.recipe.prompts is not None else Data(context)
         self.lines, self.notes = inputs.lines, inputs.notes
         before = [*self._sft(), *self._reward_model()]
-        self.stages = before + (self._of_prompts(inputs) if isinstance(inputs, Prompts) else self._of_data(inputs))
+        rest = self._of_prompts(inputs) if isinstance(inputs, Prompts) else self._of_data(inputs)
+        self.stages = [*before, *rest, *self._judge()]
 
     def _sft(self) -> list[Stage]:
         """Fine-tuning, which the policy of all later stages comes from."""
@@ -84,26 +89,18 @@ class Chain:
         stages_reward_model.reward_arguments(section, seed=recipe.seed, bf16=context.bf16, output_dir="")
         data = stages_reward_model.read_reward_data(section, seed=recipe.seed)
         self._tell("reward_model", [], data.notes)
-        begun_with = self._base["model"] if section.model is None else identity(section.model)
         return [
             Stage(
                 "reward_model",
-                {
-                    **self._base,
-                    "model": begun_with,
-                    "reward_model": section.model_dump(exclude={"data"}),
-                    "data": data.made_from,
-                },
+                stages_reward_model.made_from(section, data, recipe.model, seed=recipe.seed, bf16=context.bf16),
                 self._policy if section.model is None else (),
                 lambda path, done: stages_reward_model.reward_model(
                     section,
                     data,
                     path,
-                    model=str(context.after(done).policy or recipe.model.path),
+                    model=context.after(done).before,
                     seed=recipe.seed,
                     bf16=context.bf16,
-                    revision=None if self._policy else recipe.model.revision,
-                    trust_remote_code=recipe.model.trust_remote_code,
                     show=context.show,
                 ),
                 lambda: f"{len(data.train.groups)} groups",
@@ -132,8 +129,10 @@ class Chain:
             Stage(
                 "reward",
                 {"reward": inputs.reward},
-                ("sample",) if self.recipe.reward_model is None else ("sample", "reward_model"),
-                lambda path, done: stages.reward(context.after(done), done["sample"].folder / stages.GROUPS, path),
+                ("sample", *self._scored),
+                lambda path, done: stages.reward(
+                    context.after(done), done["sample"].folder / stages.GROUPS, path, trained=_trained(done)
+                ),
                 lambda: f"{count} completions",
             ),
             self._align(
@@ -151,13 +150,35 @@ class Chain:
                     "reward": inputs.reward,
                     "prompts": [row.prompt for row in inputs.heldout],
                 },
-                (*self._policy, "align"),
-                lambda path, done: stages.evaluate_samples(
-                    context.after(done), done["align"].folder / stages.MODEL, inputs.heldout, path
+                (*self._policy, *self._scored, "reward", "align"),
+                lambda path, done: stages_evaluate.evaluate_samples(
+                    context.after(done),
+                    done["align"].folder / stages.MODEL,
+                    inputs.heldout,
+                    path,
+                    statistics=read_statistics(done["reward"].folder),
+                    trained=_trained(done),
                 ),
                 lambda: f"{held} completions of both models, {self._forecast.sampling(2 * held * most)} at most",
             ),
         ]
+
+    def _judge(self) -> list[Stage]:
+        """A judge's verdicts on the evaluation's samples: aligned against base, or a score for each aligned one."""
+        section, context = self.recipe.judge, self.context
+        if section is None:
+            return []
+        prompt = load_judge_prompt(section.prompt, section.kind)
+
+        def judge(path: Path, done: Done) -> str:
+            samples = [read_table(done["evaluate"].folder / f"{name}.parquet") for name in ("aligned", "base")]
+            against = samples[1] if section.kind == "pairwise" else None
+            work = stages_judge.judging(section, samples[0], against, seed=self.recipe.seed)
+            return stages_judge.judge(work, path, show=context.show, say=context.say)
+
+        made_from = {"judge": section.identity(), "question": prompt.text, "seed": self.recipe.seed}
+        limit = "" if section.max_calls is None else f", {section.max_calls} calls at most"
+        return [Stage("judge", made_from, ("evaluate",), judge, lambda: f"{section.kind} by {section.model}{limit}")]
 
     def _of_data(self, inputs: Data) -> list[Stage]:
         """Completions are there; loss and accuracy are told on held-out ones."""
@@ -169,14 +190,14 @@ class Chain:
                 "evaluate",
                 {**self._base, "heldout": heldout.made_from if heldout else None},
                 (*self._policy, "align"),
-                lambda path, done: stages.evaluate_heldout(
+                lambda path, done: stages_evaluate.evaluate_heldout(
                     context.after(done),
                     done["align"].folder / stages.MODEL,
                     train.groups,
                     heldout.groups if heldout else None,
                     path,
                 ),
-                lambda: f"{min(len(train.groups), stages.EVALUATED)} training and {more} held-out groups",
+                lambda: f"{min(len(train.groups), stages_evaluate.EVALUATED)} training and {more} held-out groups",
             ),
         ]
 
@@ -208,3 +229,8 @@ class Chain:
             lambda path, done: stages.align(self.context.after(done), groups(done), path),
             forecast,
         )
+
+
+def _trained(done: Done) -> Path | None:
+    """The run's own reward model."""
+    return done["reward_model"].folder / stages.MODEL if "reward_model" in done else None

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from exoalign.config_data import Count, DataSection, PromptsSection, Section
+from exoalign.config_judge import JudgeSection
+from exoalign.config_reward import RewardSection
 from exoalign.config_reward_model import RewardModelSection
 from exoalign.config_sample import SampleSection
 from exoalign.config_sft import SftSection
@@ -30,12 +32,6 @@ class ModelSection(Section):
     trust_remote_code: bool = False
 
 
-class RewardSection(Section):
-    """The reward function: a short name (`sentiment`, `length`) or `module:function`."""
-
-    function: str
-
-
 class EvaluateSection(Section):
     """How the models are compared: `k` fresh completions a held-out prompt, at `sample.temperature` and untruncated."""
 
@@ -46,7 +42,7 @@ class Recipe(Section):
     """A whole run. Either `prompts` (completions are sampled and rewarded) or `data` (they exist already) is given.
 
     With `sft` the model is fine-tuned first, and what comes out is the policy and the reference of all that follows. With
-    `reward_model` one is trained, which a scorer of `reward` names as `model: trained`.
+    `reward_model` one is trained, which a scorer of `reward` names as `model: trained`. `judge` compares the evaluation's samples.
     """
 
     name: str = "run"
@@ -61,6 +57,7 @@ class Recipe(Section):
     reward: RewardSection | None = None
     align: AlignSection = AlignSection()
     evaluate: EvaluateSection = EvaluateSection()
+    judge: JudgeSection | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -83,8 +80,12 @@ class Recipe(Section):
             raise ValueError(
                 f"`{unread[0]}` is read with `prompts` only: `data` has its completions already; leave it out"
             )
-        elif self.reward is not None:
-            raise ValueError("`reward` is read with `prompts` only: `data` carries its rewards or winners itself")
+        else:
+            for name in ("reward", "reward_model", "judge"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"`{name}` is read with `prompts` only: `data` carries its rewards or winners itself; leave it out"
+                    )
         return self
 
     @property

@@ -5,7 +5,6 @@ Models are loaded by the stage that needs them and freed with it.
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +15,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback
 
-from exoalign import stages_sample
-from exoalign.config import Recipe
+from exoalign import stages_sample, stages_score
+from exoalign.config import ModelSection, Recipe
+from exoalign.config_reward import RewardSection
 from exoalign.data.formats import PromptRow
 from exoalign.data.show import render_group
 from exoalign.data.table import read_table, write_table
 from exoalign.errors import ConfigError
-from exoalign.estimators import cluster_bootstrap
-from exoalign.evaluate.compare import kl_of_samples, summarise
-from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of, spread
 from exoalign.files import write_text
 from exoalign.groups import Group
 from exoalign.models import context_length, load_model
 from exoalign.progress import Progress
-from exoalign.rewards.functions import resolve_reward, score
-from exoalign.sampling import SamplingSettings, TransformersSampler
+from exoalign.rewards.scorers import Scorer, build_scorers
+from exoalign.sampling import SamplingSettings
 from exoalign.store import StageResult
 from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
@@ -38,15 +35,12 @@ from exoalign.train.arguments import ExoConfig, arguments_of
 from exoalign.train.checkpoints import steps_of, train_resumably
 from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
-from exoalign.train.reference import add_reference
 from exoalign.train.reference_cache import ReferenceCache, default_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUPS, METRICS, HISTORY, MODEL = "groups.parquet", "metrics.json", "history.json", "model"
-EVALUATED = 512
-"""Training groups that are evaluated at most: both models in float32 over all of a large data set take longer than training."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +68,11 @@ class Context:
     def after(self, done: Mapping[str, StageResult]) -> Context:
         """The same once these stages are done."""
         return replace(self, policy=done["sft"].folder / MODEL) if "sft" in done else self
+
+    @property
+    def before(self) -> ModelSection:
+        """The model before alignment."""
+        return self.recipe.model if self.policy is None else ModelSection(path=str(self.policy))
 
     def progress(self, label: str, total: int) -> Progress:
         """A progress line."""
@@ -136,12 +135,23 @@ def sample(context: Context, rows: Sequence[PromptRow], folder: Path) -> str:
         return stages_sample.sample(sampler, rows, settings, folder, progress.advance)
 
 
-def reward(context: Context, groups_file: Path, folder: Path) -> str:
-    """A reward for each completion -> groups.parquet."""
-    groups = _score(context, read_table(groups_file), "reward")
-    write_table(groups, folder / GROUPS)
-    values = [value for group in groups for value in group.rewards or ()]
-    return f"{len(values)} rewards, mean {sum(values) / len(values):.3f}"
+def reward(context: Context, groups_file: Path, folder: Path, *, trained: Path | None) -> str:
+    """Scores and a reward for each completion -> groups.parquet, statistics.json, summary.json.
+
+    Args:
+        context: the recipe, what to show.
+        groups_file: the completions.
+        folder: to write to.
+        trained: the folder of the run's own reward model, where it has one.
+    """
+    groups = read_table(groups_file)
+    return stages_score.score(groups, *scorers_of(context, trained), folder, show=context.show)
+
+
+def scorers_of(context: Context, trained: Path | None) -> tuple[RewardSection, list[Scorer]]:
+    section = context.recipe.reward
+    assert section is not None
+    return section, build_scorers(section, trained=trained, bf16=context.bf16)
 
 
 def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
@@ -184,104 +194,10 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
     did = f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
-    return _told(did, trainer.reference_cache)
+    return told(did, trainer.reference_cache)
 
 
-def evaluate_samples(context: Context, aligned: Path, rows: Sequence[PromptRow], folder: Path) -> str:
-    """Fresh samples of both models at the same seeds -> base.parquet, aligned.parquet, metrics.json.
-
-    Samples are drawn in float32 and without truncation: the log-ratio is an estimate of the KL only for samples of the very
-    policy it is computed with. (With bfloat16 weights the demo's came out at -0.24 nats: see docs/log.md.)
-    """
-    recipe = context.recipe
-    settings = replace(context.settings(k=recipe.evaluate.k, seed=recipe.seed + 1), top_p=1.0, top_k=0)
-    models = {"base": context.load(), "aligned": context.load(aligned)}
-    groups = {}
-    for name, model in models.items():
-        drawn = _draw(context, model, rows, settings, folder, name)
-        groups[name] = _score(context, drawn, f"reward {name}")
-        write_table(groups[name], folder / f"{name}.parquet")
-    with context.progress("KL", len(rows)) as progress:
-        log_ratios, exact = kl_of_samples(
-            models["aligned"],
-            models["base"],
-            groups["aligned"],
-            temperature=settings.temperature,
-            report=progress.advance,
-        )
-    metrics = summarise(groups["base"], groups["aligned"], log_ratios, exact, seed=recipe.seed)
-    write_text(folder / METRICS, json.dumps(metrics, indent=1))
-    return f"{len(rows)} prompts x {settings.k} completions of both models"
-
-
-def evaluate_heldout(
-    context: Context, aligned: Path, train: Sequence[Group], heldout: Sequence[Group] | None, folder: Path
-) -> str:
-    """Loss before and after and accuracy, on (at most `EVALUATED`) training groups and on held-out ones -> metrics.json.
-
-    In float32, reference too: after few steps at a small learning rate bfloat16's rounding is larger than what was learnt.
-    """
-    recipe = context.recipe
-    precision: dict[str, Any] = {"bf16": False, "temperature": recipe.temperature}
-    parts = {"train": spread(train, EVALUATED, seed=recipe.seed)}
-    if heldout:
-        parts["heldout"] = heldout
-    reference, cache = context.load(), ReferenceCache(default_folder())
-    for name, part in parts.items():
-        with context.progress(f"reference, {name}", len(part)) as progress:
-            parts[name] = add_reference(part, reference, report=progress.advance, cache=cache, **precision)
-    del reference
-    _free()
-    policy = context.load(aligned)
-    objective = training_arguments(recipe, bf16=False).loss
-    metrics: dict[str, Any] = {}
-    for name, part in parts.items():
-        with context.progress(f"policy, {name}", len(part)) as progress:
-            ratios = log_ratios_of(part, policy, report=progress.advance, **precision)
-        after = losses_of(part, ratios, objective)
-        before = losses_of(part, [[0.0] * group.k for group in part], objective)
-        metrics[name] = {
-            "loss_before": sum(before) / len(before),
-            "loss_after": sum(after) / len(after),
-            "loss": cluster_bootstrap([[loss] for loss in after], seed=recipe.seed).as_dict(),
-            "pairs" if all(group.k == 2 for group in part) else "groups": len(part),
-        }
-        if hits := accuracy(part, ratios, seed=recipe.seed):
-            metrics[name]["accuracy"] = hits
-    metrics["train"]["of"] = len(train)
-    write_text(folder / METRICS, json.dumps(metrics, indent=1))
-    count = len(parts["train"])
-    of = f"{count} of {len(train)}" if count < len(train) else f"{count}"
-    return _told(f"{of} training and {len(heldout or [])} held-out groups", cache)
-
-
-def _told(did: str, cache: ReferenceCache | None) -> str:
+def told(did: str, cache: ReferenceCache | None) -> str:
     """What a stage did, and what it found in the cache."""
     found = cache.summary() if cache else ""
     return f"{did}, {found}" if found else did
-
-
-def _draw(
-    context: Context,
-    model: PreTrainedModel,
-    rows: Sequence[PromptRow],
-    settings: SamplingSettings,
-    folder: Path,
-    name: str,
-) -> list[Group]:
-    sampler = TransformersSampler(model, context.tokenizer, batch_size=context.recipe.sample.batch_size, name=name)
-    with context.progress(f"sample {name}", len(rows) * settings.k) as progress:
-        return list(stages_sample.Drawn(sampler, rows, settings, folder, progress.advance))
-
-
-def _score(context: Context, groups: Sequence[Group], label: str) -> list[Group]:
-    assert context.recipe.reward is not None
-    name = context.recipe.reward.function
-    with context.progress(label, len(groups)) as progress:
-        return score(groups, resolve_reward(name), name=f"reward function {name}", report=progress.advance)
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

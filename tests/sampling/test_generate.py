@@ -1,17 +1,22 @@
 """Expected log-probs and frequencies come from the plain model, one unpadded sequence at a time; expected tokens from hand."""
 
 import copy
+import dataclasses
 import itertools
+import json
+import logging
 import math
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from exoalign import Message, SamplingSettings, TransformersSampler, collate, completion_logprobs
 from exoalign.errors import DataError, ModelError
 from exoalign.models import fingerprint
-from exoalign.sampling.choice import SeededChoice
+from exoalign.sampling import Draw
+from exoalign.sampling.choice import SeededChoice, StopText, before_stop
 
 # 1 to 40 bytes, so that every batch of several is padded; the conversation is rendered by the template
 PROMPTS = [
@@ -123,6 +128,23 @@ class TestLogprobs:
                     assert token in ranked[:size]
                     expected += math.log(probs[token] / mass[size - 1])
                 assert logprob == pytest.approx(expected, abs=1e-4)
+
+    def test_truncated_they_differ_from_the_models(self, tiny_model, sample):
+        """Under the sampler: one of the 3 likeliest, renormalised; under the model: as completion_logprobs has it."""
+        settings = SamplingSettings(k=3, temperature=0.8, top_k=3, max_new_tokens=6)
+        groups = sample(PROMPTS[:3], settings)
+        with torch.no_grad():
+            expected = completion_logprobs(tiny_model, collate(groups), temperature=0.8)
+        for group, row in zip(groups, expected, strict=True):
+            assert group.provenance["model_logprobs"] == pytest.approx(row.tolist(), abs=1e-4)
+            for ids, logprob in zip(group.completion_ids, group.sampler_logprobs, strict=True):
+                by_hand = 0.0
+                for t, token in enumerate(ids):
+                    logits = step_logits(tiny_model, [*group.prompt_ids, *ids[:t]]) / 0.8
+                    kept = sorted(range(len(logits)), key=lambda v: -logits[v])[:3]
+                    assert token in kept
+                    by_hand += float(logits[token] - torch.logsumexp(logits[kept], 0))
+                assert logprob == pytest.approx(by_hand, abs=1e-4)
 
     def test_draws_are_as_frequent_as_the_model_says(self, tiny_tokenizer):
         """Both tokens of 4,000 completions over a vocabulary of 5, against all 25 probabilities."""
@@ -303,10 +325,126 @@ class TestGroups:
             sample()
 
 
-def choose(logits, uniforms, *, temperature=1.0, top_p=1.0):
+class TestSkip:
+    def test_a_batch_is_drawn_whole_or_not_at_all(self, tiny_model, tiny_tokenizer):
+        """6 prompts x 4 in batches of 5: what is left out changes no bit of the rest, batches that are done are not drawn."""
+        reports = []
+        sampler = TransformersSampler(tiny_model, tiny_tokenizer, batch_size=5, report=reports.append)
+        whole = [draw for draws in sampler.draw(PROMPTS, SETTINGS) for draw in draws]
+        assert sorted((draw.prompt, draw.k) for draw in whole) == [(i, k) for i in range(6) for k in range(4)]
+        done = {(draw.prompt, draw.k) for draw in whole[:12]}  # two batches, and two of the third
+        reports.clear()
+        rest = [draw for draws in sampler.draw(PROMPTS, SETTINGS, skip=done) for draw in draws]
+        assert rest == whole[12:]
+        assert reports == [3, 5, 4]
+        assert list(sampler.draw(PROMPTS, SETTINGS, skip={(d.prompt, d.k) for d in whole})) == []
+
+    def test_a_draw_and_its_json(self, sample, tiny_model, tiny_tokenizer):
+        (draws,) = TransformersSampler(tiny_model, tiny_tokenizer).draw(["Why?"], SamplingSettings(k=2))
+        assert [Draw.from_dict((d.prompt, d.k), json.loads(json.dumps(d.as_dict()))) for d in draws] == draws
+
+
+class TestMemory:
+    def test_a_batch_that_does_not_fit_is_drawn_in_halves(self, tiny_model, tiny_tokenizer, caplog):
+        """A model that holds 6 rows at most: 24 rows at once, then 12, then 6."""
+        rows = []
+
+        def full(module, args, kwargs):
+            rows.append(len(kwargs["input_ids"]))
+            if rows[-1] > 6:
+                raise torch.OutOfMemoryError("no")
+
+        plain = TransformersSampler(tiny_model, tiny_tokenizer, batch_size=6).sample(PROMPTS, SETTINGS)
+        hook = tiny_model.register_forward_pre_hook(full, with_kwargs=True)
+        with caplog.at_level(logging.WARNING, "exoalign"):
+            found = TransformersSampler(tiny_model, tiny_tokenizer, batch_size=24).sample(PROMPTS, SETTINGS)
+        assert ids_of(found) == ids_of(plain)
+        told = [record.getMessage() for record in caplog.records if record.name.startswith("exoalign")]
+        assert [line.split()[0] for line in told] == ["24", "12", "12"]
+        assert all("drawn in halves; lower sample.batch_size" in line for line in told)
+        hook.remove()
+        hook = tiny_model.register_forward_pre_hook(
+            lambda module, args: (_ for _ in ()).throw(torch.OutOfMemoryError())
+        )
+        with pytest.raises(torch.OutOfMemoryError):
+            TransformersSampler(tiny_model, tiny_tokenizer, batch_size=24).sample(PROMPTS, SETTINGS)
+
+
+class TestStop:
+    def test_a_text_ends_a_completion_wherever_the_borders_of_tokens_are(self, tiny_model, tiny_tokenizer, sample):
+        """Only h and i are drawn, one byte a token: each text of a run without stops, cut by hand."""
+        h, i = (tiny_tokenizer.convert_tokens_to_ids(token) for token in "hi")
+        biased(tiny_model, **{f"t{h}": 50.0, f"t{i}": 50.0})
+        settings = SamplingSettings(k=16, max_new_tokens=12)
+        stopped = dataclasses.replace(settings, stop=("hih", "iiii"))
+        seen = set()
+        for free, cut in zip(sample(settings=settings), sample(settings=stopped), strict=True):
+            model_logprobs = cut.provenance["model_logprobs"]
+            for k, text in enumerate(free.completions):
+                ends = [place + len(stop) for stop in stopped.stop if (place := text.find(stop)) >= 0]
+                n = min(ends, default=12)
+                stop = next((s for s in stopped.stop if text[:n].endswith(s)), "")
+                assert cut.completion_ids[k] == free.completion_ids[k][:n]
+                assert cut.completions[k] == text[: n - len(stop)]
+                assert cut.provenance["finish"][k] == ("stop_string" if stop else "length")
+                assert (cut.sampler_logprobs[k] == free.sampler_logprobs[k]) == (n == 12)
+                assert model_logprobs[k] == cut.sampler_logprobs[k]
+                seen.add(stop)
+        assert seen == {"hih", "iiii", ""}
+
+    def test_the_logprobs_cover_the_ids(self, tiny_model, sample):
+        groups = sample(settings=SamplingSettings(k=4, max_new_tokens=12, stop=("e", "t")))
+        assert any("stop_string" in group.provenance["finish"] for group in groups)
+        with torch.no_grad():
+            expected = completion_logprobs(tiny_model, collate(groups))
+        for group, row in zip(groups, expected, strict=True):
+            assert group.sampler_logprobs == pytest.approx(row.tolist(), abs=1e-4)
+
+    def test_an_end_token_comes_first(self, tiny_model, tiny_tokenizer, sample):
+        h = tiny_tokenizer.convert_tokens_to_ids("h")
+        biased(tiny_model, **{f"t{h}": 49.0, f"t{tiny_tokenizer.eos_token_id}": 50.0})
+        finishes = set()
+        for group in sample(settings=SamplingSettings(k=16, max_new_tokens=6, stop=("hhh",))):
+            for ids, text, finish in zip(
+                group.completion_ids, group.completions, group.provenance["finish"], strict=True
+            ):
+                ended = ids[-1] == tiny_tokenizer.eos_token_id
+                assert finish == ("stop" if ended else "stop_string")
+                assert text == ("h" * (len(ids) - 1) if ended else "")
+                assert len(ids) == 3 or ended
+                finishes.add(finish)
+        assert finishes == {"stop", "stop_string"}
+
+    @pytest.mark.parametrize("text", ["né", "日", "a b", "<|im_start|>x"])
+    def test_bytes_of_a_character_and_special_tokens(self, tiny_tokenizer, text):
+        """A byte a token. The special token is none of the text, so that stop strings are found across it."""
+        ids = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
+        shown = text.replace("<|im_start|>", "")
+        criterion = StopText(tiny_tokenizer, [shown[-1], "never"], 2)
+        for n in range(1, len(ids) + 1):
+            rows = torch.tensor([ids[:n], [0] * n])
+            assert criterion(rows, None).tolist() == [n == len(ids), False]
+        assert criterion.lengths == [len(ids), None]
+
+    def test_a_stop_longer_than_a_token_and_shorter_than_the_next(self):
+        """Tokens of several characters: the stop string begins within one and ends within another."""
+        vocabulary = {"abc": 0, "def": 1, "<end>": 2}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.decoder = decoders.Fuse()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+        criterion = StopText(fast, ["cd"], 1)
+        steps = [bool(criterion(torch.tensor([[0, 0, 1, 0][:n]]), None)) for n in range(1, 5)]
+        assert steps == [False, False, True, True]
+        assert criterion.lengths == [3]
+        assert before_stop("abcabcdef", ["cd", "zz"]) == "abcab"
+        assert before_stop("abcabcdef", ["f", "bc"]) == "a"
+        assert before_stop("abc", ["x"]) == "abc"
+
+
+def choose(logits, uniforms, *, temperature=1.0, **kept):
     """Tokens and log-probs that one distribution gives at several uniform numbers."""
     rows = torch.tensor([logits]).repeat(len(uniforms), 1)
-    choice = SeededChoice(torch.tensor(uniforms, dtype=torch.float64)[:, None], temperature=temperature, top_p=top_p)
+    choice = SeededChoice(torch.tensor(uniforms, dtype=torch.float64)[:, None], temperature=temperature, **kept)
     scores = choice(torch.zeros(len(uniforms), 1, dtype=torch.long), rows)
     assert scores.isfinite().sum(1).tolist() == [1] * len(uniforms)
     return scores.argmax(1).tolist(), choice.sampler_logprobs[0].tolist()
@@ -331,6 +469,34 @@ class TestSeededChoice:
         tokens, logprobs = choose(logits, [0.0, 0.62, 0.63, ONE_DOWN], top_p=0.6)
         assert tokens == [0, 0, 1, 1]
         assert logprobs == pytest.approx([math.log(p) for p in (0.625, 0.625, 0.375, 0.375)], abs=1e-6)
+
+    def test_the_likeliest_are_kept_and_the_model_has_its_own_logprob(self):
+        # of (0.4, 0.1, 0.3, 0.2) the first two: (4/7, 0, 3/7, 0); under the model 0.4 and 0.3
+        rows = torch.tensor([[math.log(p) for p in (0.4, 0.1, 0.3, 0.2)]]).repeat(2, 1)
+        choice = SeededChoice(torch.tensor([[0.57], [0.58]], dtype=torch.float64), temperature=1.0, top_k=2)
+        assert choice(torch.zeros(2, 1, dtype=torch.long), rows).argmax(1).tolist() == [0, 2]
+        assert choice.sampler_logprobs[0].exp().tolist() == pytest.approx([4 / 7, 3 / 7], abs=1e-6)
+        assert choice.model_logprobs[0].exp().tolist() == pytest.approx([0.4, 0.3], abs=1e-6)
+
+    def test_a_nucleus_is_that_of_the_likeliest(self):
+        # the first two hold 0.7 < 0.75 of all, but 0.7 / 0.89 > 0.75 of the three likeliest: (5/7, 2/7)
+        logits = [math.log(p) for p in (0.5, 0.2, 0.19, 0.11)]
+        assert choose(logits, [0.71, 0.72, ONE_DOWN], top_k=3, top_p=0.75)[0] == [0, 1, 1]
+        assert choose(logits, [0.71, 0.72, ONE_DOWN], top_p=0.75)[0] == [1, 1, 2]
+
+    @pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.6), (12, 0.8), (3, 0.99), (500, 0.9)])
+    def test_the_distribution_is_that_of_transformers(self, tiny_model, top_k, top_p):
+        """Each token's share of 20,001 even uniform numbers, against softmax after transformers' own warpers."""
+        torch.manual_seed(3)
+        logits, temperature = 2 * torch.randn(40), 0.8
+        kept = GenerationConfig(do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p)
+        warpers = tiny_model._get_logits_processor(kept)
+        expected = warpers(torch.zeros(1, 1, dtype=torch.long), logits[None]).softmax(-1)[0]
+        even = [(i + 0.5) / 20_001 for i in range(20_001)]
+        tokens, logprobs = choose(logits.tolist(), even, temperature=temperature, top_k=top_k, top_p=top_p)
+        shares = torch.bincount(torch.tensor(tokens), minlength=40) / 20_001
+        assert (shares - expected).abs().max() < 1e-4
+        assert torch.tensor(logprobs).exp().sub(expected[tokens]).abs().max() < 1e-6
 
     def test_a_token_without_probability_is_never_drawn(self):
         none = -math.inf

@@ -56,6 +56,8 @@ def shares(generate: Generate, input_ids: Tensor, attention: Tensor, dtype: torc
         cache = expanded_cache(generate, input_ids[:few], attention[:few], rows)
         shared = generate(**full, past_key_values=cache)
         largest = _largest_difference(plain, shared)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         logger.warning("%s; each completion reads its prompt on its own", _why(error))
         return False

@@ -25,17 +25,19 @@ def _prompt(row: Row, where: str) -> list[Row]:
     return [{"prompt": beginning[0] if beginning else ""}]
 
 
+_SENTENCES = "cornell-movie-review-data/rotten_tomatoes"
 ADAPTERS = [
     Adapter("imdb", "stanfordnlp/imdb", "text: a review, with its label", _SCHEMA, _text),
-    Adapter(
-        "imdb_prompts",
-        "stanfordnlp/imdb",
-        f"prompts: the first {WORDS} words of a review",
-        _SCHEMA,
-        _prompt,
-        unread=("label",),
+    *(
+        Adapter(
+            f"{name}_prompts",
+            hub_id,
+            f"prompts: the first {WORDS} words of a review",
+            _SCHEMA,
+            _prompt,
+            unread=("label",),
+        )
+        for name, hub_id in (("imdb", "stanfordnlp/imdb"), ("rt_polarity", _SENTENCES))
     ),
-    Adapter(
-        "rt_polarity", "cornell-movie-review-data/rotten_tomatoes", "text: a sentence, with its label", _SCHEMA, _text
-    ),
+    Adapter("rt_polarity", _SENTENCES, "text: a sentence, with its label", _SCHEMA, _text),
 ]

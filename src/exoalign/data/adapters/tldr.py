@@ -31,7 +31,7 @@ def _comparison(row: Row, where: str) -> list[Row]:
 
 
 def _text(row: Row, where: str) -> list[Row]:
-    return [{"text": f"{_prompt(row)} {row['summary']}"}]
+    return [{"prompt": _prompt(row), "completion": f" {row['summary']}"}]
 
 
 def _prompt_only(row: Row, where: str) -> list[Row]:
@@ -41,6 +41,6 @@ def _prompt_only(row: Row, where: str) -> list[Row]:
 _POSTS = "vwxyzjn/summarize_from_feedback_tldr_3_filtered"
 ADAPTERS = [
     Adapter("tldr", "openai/summarize_from_feedback", "pairs of text (subset comparisons)", _COMPARISON, _comparison),
-    Adapter("tldr_sft", _POSTS, "text: a post and its author's summary", _POST, _text),
+    Adapter("tldr_sft", _POSTS, "prompt and completion: a post and its author's summary", _POST, _text),
     Adapter("tldr_prompts", _POSTS, "prompts: a post to summarise", _POST, _prompt_only, unread=("summary",)),
 ]
