@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data", "sample"]
+COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data", "sample", "score"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -108,6 +108,23 @@ def test_the_options_of_every_command_are_these():
             ("--html", False, None),
         ],
         "runs": [("folders", False, None), ("--json", False, False)],
+        "score": [
+            ("--data", True, None),
+            ("--out", True, None),
+            ("--function", False, None),
+            ("--model", False, None),
+            ("--server", False, None),
+            ("--weight", False, None),
+            ("--clip", False, None),
+            ("--argument", False, None),
+            ("--normalise", False, "none"),
+            ("--adapter", False, None),
+            ("--limit", False, None),
+            ("--explain", False, 0),
+            ("--redo", False, False),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
         "sample": [
             ("--model", True, None),
             ("--prompts", True, None),

@@ -61,7 +61,7 @@ def test_messages(write):
     path = write({**PAIR, "prompt": turns})
     expected = (Message("system", "Be kind."), Message("user", "Hi"))
     assert read_groups(path)[0][0].prompt == expected
-    assert read_prompts(path)[0] == (expected, f"{path}:1")
+    assert read_prompts(path)[0] == (expected, f"{path}:1", None)
 
 
 def test_transcripts(write):
@@ -95,7 +95,7 @@ def test_parquet_of_a_run(tmp_path):
     groups = [Group("Hi", ("a", "b"), rewards=(0.0, 1.0), provenance={"source": f"s:{i}"}) for i in range(3)]
     write_table(groups, tmp_path / "groups.parquet")
     assert read_groups(tmp_path / "groups.parquet", limit=2)[0] == groups[:2]
-    assert read_prompts(tmp_path / "groups.parquet", limit=2) == [("Hi", "s:0"), ("Hi", "s:1")]
+    assert read_prompts(tmp_path / "groups.parquet", limit=2) == [("Hi", "s:0", None), ("Hi", "s:1", None)]
     write_table([], tmp_path / "none.parquet")
     assert "no rows" in refused(tmp_path / "none.parquet")
     assert "no rows" in refused(tmp_path / "none.parquet", read_prompts)

@@ -6,7 +6,6 @@ Parquet files of a run are read as the groups that they hold.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from exoalign.data.conversations import fault_of, prompt_of
-from exoalign.data.kinds import OneKind, columns_of, kind_of, need, unread
+from exoalign.data.kinds import OneKind, columns_of, kind_of, need, others, unread
 from exoalign.data.set_aside import SetAside
 from exoalign.data.shapes import format_row, rated, unusable
 from exoalign.data.sources import Row, Source, as_source, attempts
@@ -263,16 +262,7 @@ def read_texts(source: Place, *, limit: int | None = None) -> list[TextRow]:
 
 
 def _prompt(row: Row, where: str, kind: str) -> PromptRow:
-    others = {column: row[column] for column in unread(row, kind) if _is_json(row[column])}
-    return PromptRow(prompt_of(row["prompt"], where), where, others or None)
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):  # Parquet has dates, bytes, ...
-        return False
-    return True
+    return PromptRow(prompt_of(row["prompt"], where), where, others(row, kind) or None)
 
 
 def _text(row: Row, where: str, kind: str) -> TextRow:

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,19 @@ def unread(row: Mapping[str, Any], kind: str) -> list[str]:
     """The columns that have a value in a row of some kind and are not read."""
     read = {*_read_columns(row, kind), *(_SCORES if kind == "pairs" else ())}
     return [column for column, value in row.items() if column not in read and value is not None]
+
+
+def others(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The columns that are not read, as far as JSON can hold them: Parquet has dates and bytes too."""
+    return {column: row[column] for column in unread(row, kind) if _is_json(row[column])}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def need(row: Mapping[str, Any], where: str, *columns: str) -> None:

@@ -107,7 +107,7 @@ class ServerScorer:
                 raise self._error(
                     rows, f"{fault}; it asks to wait {pause:.0f} s, more than the {LONGEST_PAUSE:g} s waited for"
                 )
-            if ended.wait(pause):
+            if _paused(pause, ended):
                 break
         raise self._error(rows, f"{fault}, after {self.retries + 1} attempts")
 
@@ -140,6 +140,11 @@ class ServerScorer:
             f"reward server {self.shown}: {fault}; the request began at {rows[0][2]}. Mend the server and run the same"
             " again: what is scored is kept"
         )
+
+
+def _paused(seconds: float, ended: threading.Event) -> bool:
+    """Wait; True where it was ended meanwhile."""
+    return ended.wait(seconds)
 
 
 def _asked_pause(response: httpx2.Response) -> float | None:
