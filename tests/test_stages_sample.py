@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import random
+import re
+import shlex
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,3 +236,14 @@ def test_other_settings_in_the_same_folder_are_refused(command):
     code, _, err = command("--out", "o", *OPTIONS, "--seed", "5")
     assert code == 2
     assert "sample.seed was 4 and is 5" in err
+
+
+def test_the_command_of_the_documentation_runs(command, monkeypatch, tmp_path, tiny_folder):
+    root = Path(__file__).parents[1]
+    (line,) = re.findall(r"^exoalign (sample .*)$", (root / "docs" / "sampling.md").read_text(), re.MULTILINE)
+    (tmp_path / "recipes").mkdir()
+    rows = (root / "recipes" / "demo_train.jsonl").read_text().splitlines()[:3]
+    (tmp_path / "recipes" / "demo_train.jsonl").write_text("\n".join(rows))
+    assert command(*shlex.split(line)[1:], "--model", str(tiny_folder))[0] == 0  # the last one given counts
+    groups = read_table(tmp_path / "runs" / "samples" / "sample" / "groups.parquet")
+    assert [group.k for group in groups] == [8, 8, 8]
