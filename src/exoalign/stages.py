@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 
 from exoalign import stages_sample, stages_score
 from exoalign.config import ModelSection, Recipe
@@ -171,6 +171,7 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
         context.say(f"  {line}")
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
+        set_seed(context.recipe.seed)  # an adapter's weights are drawn before the trainer sets its own
         try:
             trainer = ExoTrainer(
                 model,
