@@ -161,7 +161,7 @@ def _items(
         try:
             if isinstance(row, DataError):
                 raise row
-            if prompts:
+            if prompts and not {"chosen", "rejected"} <= row.keys():  # pairs may have theirs within both replies
                 need(row, where, "prompt")
             # an adapter's rows may differ
             kind = one_kind.check(row, where) if source.adapter is None else kind_of(row, where)
@@ -261,8 +261,11 @@ def read_texts(source: Place, *, limit: int | None = None) -> list[TextRow]:
     return list(islice(_items(source, attempts(source), _text, SetAside(), False), limit))
 
 
-def _prompt(row: Row, where: str, kind: str) -> PromptRow:
-    return PromptRow(prompt_of(row["prompt"], where), where, others(row, kind) or None)
+def _prompt(row: Row, where: str, kind: str) -> PromptRow | None:
+    if "prompt" in row:
+        return PromptRow(prompt_of(row["prompt"], where), where, others(row, kind) or None)
+    pair = format_row(row, where, SetAside())  # a pair that is of no use has no prompt either
+    return None if pair is None else PromptRow(pair.prompt, where, others(row, kind) or None)
 
 
 def _text(row: Row, where: str, kind: str) -> TextRow:
