@@ -114,3 +114,12 @@ def test_an_error_inside_passes_through(monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
     with pytest.raises(ValueError, match="inside"), Progress("sample", 2):
         raise ValueError("inside")
+
+
+def test_what_was_done_before_took_no_time(monkeypatch, clock):
+    """90 of 100 before, 2 more in 10 s: 40 s for the other 8."""
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with Progress("train step", 100, done=90) as bar:
+        clock.now += 10
+        bar.advance(2)
+        assert "train step: 92/100, 10 s, 40 s left" in progress.sys.stderr.getvalue()

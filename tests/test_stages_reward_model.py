@@ -144,6 +144,9 @@ def test_a_merged_adapter_is_saved_as_a_whole_model(tiny_folder, tmp_path):
     assert log[-1]["loss"] < log[0]["loss"]
     metrics = json.loads((tmp_path / "stage" / "metrics.json").read_text())["train"]
     assert metrics["accuracy"]["mean"] > 0.9  # of the model as it was loaded again
+    torch.manual_seed(77)  # what ran before in this process changes nothing
+    run(section, tmp_path / "again", tiny_folder)
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "stage")
 
 
 def test_what_the_stage_is_made_from(tiny_folder, tmp_path):

@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import random
+import re
+import shlex
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,3 +245,14 @@ def test_the_other_columns_of_a_prompts_row_stay_with_its_completions(tmp_path, 
     first, second = read_table(tmp_path / "groups.parquet")
     assert first.provenance["row"] == {"answer": "4"}
     assert "row" not in second.provenance
+
+
+def test_the_command_of_the_documentation_runs(command, monkeypatch, tmp_path, tiny_folder):
+    root = Path(__file__).parents[1]
+    (line,) = re.findall(r"^exoalign (sample .*)$", (root / "docs" / "sampling.md").read_text(), re.MULTILINE)
+    (tmp_path / "recipes").mkdir()
+    rows = (root / "recipes" / "demo_train.jsonl").read_text().splitlines()[:3]
+    (tmp_path / "recipes" / "demo_train.jsonl").write_text("\n".join(rows))
+    assert command(*shlex.split(line)[1:], "--model", str(tiny_folder))[0] == 0  # the last one given counts
+    groups = read_table(tmp_path / "runs" / "samples" / "sample" / "groups.parquet")
+    assert [group.k for group in groups] == [8, 8, 8]

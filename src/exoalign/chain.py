@@ -76,6 +76,7 @@ class Chain:
                     bf16=context.bf16,
                     show=context.show,
                     say=context.say,
+                    allow_inexact=context.allow_inexact,
                 ),
                 lambda: f"{shape.groups} examples, {self._forecast.training(section.epochs * shape.tokens)}",
             )
@@ -102,6 +103,7 @@ class Chain:
                     seed=recipe.seed,
                     bf16=context.bf16,
                     show=context.show,
+                    allow_inexact=context.allow_inexact,
                 ),
                 lambda: f"{len(data.train.groups)} groups",
             )

@@ -39,14 +39,18 @@ def judge(
     subset: Annotated[str | None, typer.Option(help="The subset of --data and --against.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Judge the first so many prompts.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the delimiters and the intervals.")] = 0,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Do it anew where it was done with other settings or data.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")] = False,
 ) -> None:
     """Have completions judged: pairs in both orders, or a score for each. Run again, it goes on after the answers it has."""
-    from exoalign.config_judge import judge_section
+    from exoalign.config_judge import JudgeSection
     from exoalign.data.formats import read_groups
     from exoalign.data.sources import Source
     from exoalign.progress import plain
+    from exoalign.recipe import build_section
     from exoalign.stages_judge import METRICS, VERDICTS, judging
     from exoalign.stages_judge import judge as judge_stage
     from exoalign.store import RunFolder
@@ -66,7 +70,9 @@ def judge(
         "retries": retries,
         "api_key_env": api_key_env,
     }
-    section = judge_section({name: value for name, value in values.items() if value is not None})
+    given = {name: value for name, value in values.items() if value is not None}
+    options = {name: f"--{name.replace('_', '-')}" for name in given} | {"model": "--judge-model"}
+    section = build_section(JudgeSection, given, lines=options)
 
     def say(line: str) -> None:
         if not quiet:
@@ -81,7 +87,7 @@ def judge(
 
     work = judging(section, groups_of(data, limit), None if against is None else groups_of(against, None), seed=seed)
     try:
-        with RunFolder(out, "judge") as folder:
+        with RunFolder(out, "judge", redo=redo) as folder:
             done = folder.stage(
                 "judge", work.made_from(), lambda path: judge_stage(work, path, show=not quiet, say=say)
             )

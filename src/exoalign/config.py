@@ -42,7 +42,8 @@ class Recipe(Section):
     """A whole run. Either `prompts` (completions are sampled and rewarded) or `data` (they exist already) is given.
 
     With `sft` the model is fine-tuned first, and what comes out is the policy and the reference of all that follows. With
-    `reward_model` one is trained, which a scorer of `reward` names as `model: trained`. `judge` compares the evaluation's samples.
+    `reward_model` one is trained, which a scorer of `reward` names as `model: trained`. `judge` compares the samples of the
+    evaluation.
     """
 
     name: str = "run"

@@ -6,10 +6,9 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from exoalign.config_data import Count, Positive, Section
-from exoalign.errors import ConfigError
 
 _SPENDING = frozenset({"api_key_env", "max_calls", "concurrency", "timeout", "retries"})
 """Settings that no verdict depends on."""
@@ -77,22 +76,3 @@ class JudgeSection(Section):
     def identity(self) -> dict[str, Any]:
         """What verdicts depend on: for a stage's fingerprint."""
         return self.model_dump(exclude=set(_SPENDING))
-
-
-def judge_section(values: dict[str, Any]) -> JudgeSection:
-    """The section of the command line's options.
-
-    Raises:
-        ConfigError: naming the option, what was found and what is expected.
-    """
-    try:
-        return JudgeSection.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(map(str, item["loc"]))
-            option = "--judge-model" if key == "model" else f"--{key.replace('_', '-')}"
-            own = item["type"] == "value_error"  # its words say what was found, where that may be said
-            found = str(item["ctx"]["error"]) if own else f"is {item['input']!r}: {item['msg']}"
-            lines.append(f"{option if key else 'judge'}: {found}" if own else f"{option} {found}")
-    raise ConfigError("\n".join(lines))

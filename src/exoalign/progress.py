@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts up to `total` and shows it on stderr.
+    """Counts up to `total` and shows it on stderr; what was `done` before says nothing of the time that the rest takes.
 
     Example:
         >>> with Progress("sample", total=2, enabled=False) as progress:
@@ -49,9 +49,9 @@ class Progress:
         2
     """
 
-    def __init__(self, label: str, total: int, *, enabled: bool = True) -> None:
+    def __init__(self, label: str, total: int, *, enabled: bool = True, done: int = 0) -> None:
         self.label, self.total, self.enabled = label, total, enabled
-        self.done, self.note = 0, ""
+        self.done, self.note, self._before = done, "", done
         self._terminal = sys.stderr.isatty()
         self._began = self._shown = time.monotonic()
 
@@ -70,7 +70,8 @@ class Progress:
 
     def _write(self, now: float) -> None:
         spent = now - self._began
-        left = spent / self.done * (self.total - self.done) if self.done else 0.0
+        now_done = self.done - self._before
+        left = spent / now_done * (self.total - self.done) if now_done else 0.0
         note = " ".join(plain(self.note).split())
         line = f"  {self.label}: {self.done}/{self.total}, {duration(spent)}, {duration(left)} left  {note}"
         if self._terminal:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 
 from exoalign import stages_sample, stages_score
 from exoalign.config import ModelSection, Recipe
@@ -73,6 +73,11 @@ class Context:
     def before(self) -> ModelSection:
         """The model before alignment."""
         return self.recipe.model if self.policy is None else ModelSection(path=str(self.policy))
+
+    def told(self, cache: ReferenceCache | None) -> None:
+        """Say what was found in the cache: it is no part of a stage, whose files are the same with and without it."""
+        if cache is not None and (found := cache.summary()):
+            self.say(f"  {found}")
 
     def progress(self, label: str, total: int) -> Progress:
         """A progress line."""
@@ -149,6 +154,7 @@ def reward(context: Context, groups_file: Path, folder: Path, *, trained: Path |
 
 
 def scorers_of(context: Context, trained: Path | None) -> tuple[RewardSection, list[Scorer]]:
+    """The recipe's section, and its scorers, ready to be called."""
     section = context.recipe.reward
     assert section is not None
     return section, build_scorers(section, trained=trained, bf16=context.bf16)
@@ -165,6 +171,7 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
         context.say(f"  {line}")
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
+        set_seed(context.recipe.seed)  # an adapter's weights are drawn before the trainer sets its own
         try:
             trainer = ExoTrainer(
                 model,
@@ -194,10 +201,5 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
     did = f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
-    return told(did, trainer.reference_cache)
-
-
-def told(did: str, cache: ReferenceCache | None) -> str:
-    """What a stage did, and what it found in the cache."""
-    found = cache.summary() if cache else ""
-    return f"{did}, {found}" if found else did
+    context.told(trainer.reference_cache)
+    return did

@@ -21,7 +21,7 @@ from exoalign.files import write_text
 from exoalign.groups import Group
 from exoalign.rewards.compose import Statistics
 from exoalign.sampling import SamplingSettings, TransformersSampler
-from exoalign.stages import METRICS, Context, scorers_of, told, training_arguments
+from exoalign.stages import METRICS, Context, scorers_of, training_arguments
 from exoalign.train.reference import add_reference
 from exoalign.train.reference_cache import ReferenceCache, default_folder
 
@@ -110,7 +110,8 @@ def evaluate_heldout(
     write_text(folder / METRICS, json.dumps(metrics, indent=1))
     count = len(parts["train"])
     of = f"{count} of {len(train)}" if count < len(train) else f"{count}"
-    return told(f"{of} training and {len(heldout or [])} held-out groups", cache)
+    context.told(cache)
+    return f"{of} training and {len(heldout or [])} held-out groups"
 
 
 def _draw(

@@ -105,7 +105,11 @@ def judge(work: Judging, folder: Path, *, show: bool = True, say: Callable[[str]
     asker = Judge(section, folder / ROWS)
     left = len(asker.missing(flat))
     calls = len({question.text for question in flat})
-    for line in [*notes, f"{calls} questions to {section.model}, {calls - left} of them answered already"]:
+    for line in [
+        *asker.notes,
+        *notes,
+        f"{calls} questions to {section.model}, {calls - left} of them answered already",
+    ]:
         say(line)
     with Progress("judge", left, enabled=show) as progress:
         asker.report = progress.advance

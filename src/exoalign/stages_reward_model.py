@@ -135,6 +135,7 @@ def reward_model(
     seed: int,
     bf16: bool,
     show: bool = True,
+    allow_inexact: bool = False,
 ) -> str:
     """Train a reward model -> model/ (a standard sequence classification model), metrics.json, history.json, summary.json.
 
@@ -148,6 +149,7 @@ def reward_model(
         seed: of the head, the adapter's weights, the order of the data and the bootstrap.
         bf16: compute under bfloat16 autocast; what is measured is measured so too.
         show: show progress.
+        allow_inexact: go on from a checkpoint that has lost its optimizer or random state, too.
 
     Returns:
         A few words on what was done.
@@ -158,7 +160,9 @@ def reward_model(
     """
     record = made_from(section, data, model, seed=seed, bf16=bf16)
     begin = begins_with(section, model)
-    history, notes = _train(section, data.train.groups, folder, begin, record, seed=seed, bf16=bf16, show=show)
+    history, notes = _train(
+        section, data.train.groups, folder, begin, record, seed=seed, bf16=bf16, show=show, allow_inexact=allow_inexact
+    )
     gc.collect()
     heldout = data.heldout.groups if data.heldout else spread(data.train.groups, EVALUATED, seed=seed)
     with Progress("reward held-out", len(heldout), enabled=show) as progress:
@@ -192,6 +196,7 @@ def _train(
     seed: int,
     bf16: bool,
     show: bool,
+    allow_inexact: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Train and save; returns the steps' metrics and what the user should mind."""
     remote: dict[str, Any] = {"revision": begin.revision, "trust_remote_code": begin.trust_remote_code}
@@ -218,7 +223,13 @@ def _train(
             raise ConfigError(f"reward_model.trainer: {error}") from error
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StepProgress(enabled=show))
-        train_resumably(trainer, folder, made_from=record, minutes=section.checkpoint_minutes)
+        train_resumably(
+            trainer,
+            folder,
+            made_from=record,
+            minutes=section.checkpoint_minutes,
+            allow_inexact=allow_inexact,
+        )
         trained: Any = trainer.model
     if section.lora is not None:
         trained = trained.merge_and_unload()

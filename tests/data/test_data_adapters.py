@@ -164,7 +164,7 @@ KNOWN = [
         ARTICLE,
         {"prompt": "Article:\nIt rained.\n\nTL;DR:\n", "chosen": " Cat lost.", "rejected": " The cat is gone."},
     ),
-    ("tldr_sft", POST, {"text": POST_PROMPT + " Wondering."}),
+    ("tldr_sft", POST, {"prompt": POST_PROMPT, "completion": " Wondering."}),
     ("tldr_prompts", POST, {"prompt": POST_PROMPT}),
     ("imdb", IMDB, {"text": IMDB["text"], "label": IMDB["label"]}),
     ("imdb_prompts", IMDB, {"prompt": "One two  three four five six, seven eight."}),

@@ -27,7 +27,7 @@ def test_a_few_steps_lower_the_perplexity_of_held_out_reviews(shared_data, tmp_p
     assert not data.notes
     sft(section, data, tmp_path, model=model, tokenizer=tokenizer, seed=0, bf16=native_bfloat16(), show=False)
     found = json.loads((tmp_path / "metrics.json").read_text())["heldout"]
-    assert found["difference"]["high"] < -0.1  # nats a token: seen are -0.4
+    assert found["difference"]["high"] < -0.1  # nats a token
     assert found["after"]["perplexity"]["mean"] < 0.9 * found["before"]["perplexity"]["mean"]
     steps = json.loads((tmp_path / "history.json").read_text())["steps"]
     assert len(steps) == 8

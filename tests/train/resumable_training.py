@@ -22,12 +22,12 @@ from exoalign.train.checkpoints import train_resumably
 
 
 class Fault(TrainerCallback):
-    """What happens to a child at a step: `limit` bytes a file at most from then on, or `signal` to itself."""
+    """What happens to a child in a step: `limit` bytes a file at most from then on, or a signal between two of its passes."""
 
     def __init__(self, step: int, limit: int | None = None, number: int | None = None, times: int = 1) -> None:
         self.step, self.limit, self.number, self.times = step, limit, number, times
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_substep_end(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:
             if self.limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))

@@ -109,22 +109,21 @@ def test_nothing_is_changed_by_saving(trainings, alone, tmp_path):
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(trainings, alone, tmp_path):
     """Each step saves, which takes longer than the step: many kills hit a checkpoint that is being written."""
-    rng, folder, code, codes = random.Random(5), tmp_path / "run", 1, []
-    while code != 0 and len(codes) <= STEPS:  # each saves one step, and is killed at some moment of the next ones
+    rng, folder = random.Random(5), tmp_path / "run"
+    for _ in range(5):
         before, child = max(steps(folder), default=0), trainings.start(folder)
         until = time.monotonic() + 60
-        while max(steps(folder), default=0) == before < STEPS and time.monotonic() < until:
+        while max(steps(folder), default=0) == before and time.monotonic() < until:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.06))  # it has saved a step, and is at some moment of the next one
         os.kill(child.pid, signal.SIGKILL)
-        code = child.end()
-        codes.append(code)
-        assert code in (0, -signal.SIGKILL), child.log
-    assert codes.count(-signal.SIGKILL) >= 3
+        assert child.end() == -signal.SIGKILL, child.log
+    child = trainings.start(folder)
+    assert child.end() == 0, child.log
     assert child.outcome == alone
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
 def test_a_half_written_checkpoint_is_passed_over(trainings, alone, tmp_path, name):
     child = trainings.start(tmp_path / "run", die=(name, 5))
     assert child.end() == -signal.SIGKILL
@@ -139,7 +138,7 @@ def test_a_half_written_checkpoint_is_passed_over(trainings, alone, tmp_path, na
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_and_saves_it(trainings, alone, tmp_path, number, code):
-    """It arrives between the passes of step 7; no checkpoint was due."""
+    """It arrives between two passes of step 7; no checkpoint was due."""
     child = trainings.start(tmp_path / "run", minutes=60.0, fault={"step": 7, "number": number})
     assert child.end() == code, child.log
     assert f"stopped by {number.name} after step 7 of 12; {child.folder}/checkpoints/checkpoint-7 is kept" in child.log
@@ -222,16 +221,16 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("step", "settings"),
     [
-        {"logging_steps": 5},  # what was noted since the last log is not lost
-        {"lora": True},
-        {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1},  # an uneven last step
-        {"eval_strategy": "steps", "eval_steps": 2},
+        (4, {}),  # the end of an epoch
+        (3, {"logging_steps": 5}),  # what was noted since the last log is not lost
+        (7, {"lora": True}),
+        (4, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}),  # an uneven last step in each epoch
+        (8, {"eval_strategy": "epoch"}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("step", [4, 7])  # 4 is the end of an epoch, but for batches of 3
 def test_going_on_is_as_not_having_stopped(uninterrupted, tmp_path, step, settings):
     cut(tmp_path, step, **settings)
     assert resume(tmp_path, **settings) == uninterrupted(**settings)
@@ -272,8 +271,10 @@ def cut_in_half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "notes_0.json"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("model.safetensors", flip_a_bit), ("model.safetensors", cut_in_half), ("notes_0.json", flip_a_bit)],
+)
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(uninterrupted, tmp_path, caplog, damage, name):
     cut(tmp_path, 3)
     damage(tmp_path / "checkpoints" / "checkpoint-3" / name)
@@ -544,7 +545,7 @@ def ranks(folder: Path, **request) -> tuple[int, str]:
         [sys.executable, *command, json.dumps({"folder": str(folder), **request})],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     return done.returncode, (folder / "log.txt").read_text()

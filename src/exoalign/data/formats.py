@@ -58,6 +58,7 @@ Record = Group | PromptRow | TextRow
 """One group, prompt or text."""
 
 _Attempts = Iterable[tuple[str, Row | DataError]]
+_Make = Callable[[Row, str, SetAside], Group | None]
 _Item = TypeVar("_Item")
 
 
@@ -103,7 +104,7 @@ def stream_groups(
     *,
     tolerate: bool = False,
     limit: int | None = None,
-    make: Callable[[Row, str, SetAside], Group | None] = format_row,
+    make: _Make = format_row,
 ) -> Iterator[Group]:
     """Read groups one at a time. Rated completions are held back to the end, as those of one prompt may stand anywhere.
 
@@ -127,12 +128,7 @@ def stream_groups(
 
 
 def _groups(
-    source: Source,
-    rows: _Attempts,
-    aside: SetAside,
-    tolerate: bool,
-    limit: int | None,
-    make: Callable[[Row, str, SetAside], Group | None] = format_row,
+    source: Source, rows: _Attempts, aside: SetAside, tolerate: bool, limit: int | None, make: _Make = format_row
 ) -> Iterator[Group]:
     ratings = _Ratings(aside)
 

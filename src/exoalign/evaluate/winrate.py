@@ -16,7 +16,7 @@ from exoalign.rewards.comparisons import CONTROLS, Judged
 from exoalign.rewards.verdicts import SHARE
 
 FOOLED = 0.1
-"""Share of comparisons that a constant reply may win before it is a warning; invalid answers likewise."""
+"""Share of comparisons that a constant reply may win before it is a warning; invalid answers and a preferred place likewise."""
 
 _Case = TypeVar("_Case")
 
@@ -116,6 +116,12 @@ def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["invalid"] > FOOLED:
         reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["invalid_answers"].items())
         found.append(f"{metrics['invalid']:.0%} of the verdicts are invalid and left out (answers: {reasons})")
+    place = metrics.get("first_place")
+    if place is not None and (place["low"] > 0.5 + FOOLED or place["high"] < 0.5 - FOOLED):
+        found.append(
+            f"{place['mean']:.0%} of the verdicts are for the reply that stood first: the judge looks at the place, and both"
+            " orders of a pair then contradict each other"
+        )
     for name, control in metrics["control"].items():
         if control["win_rate"] is None:
             found.append(f"the control {name!r} has no valid verdict: it is not known how easily the judge is fooled")

@@ -24,7 +24,7 @@ class Question(NamedTuple):
 
 
 class Judge:
-    """Asks a judge and keeps its answers.
+    """Asks a judge and keeps its answers. `notes` are what the user should mind before anything is sent.
 
     Args:
         section: the server and the settings.
@@ -38,6 +38,7 @@ class Judge:
     def __init__(self, section: JudgeSection, answers: Path, *, report: Callable[[int], None] = lambda n: None) -> None:
         self.section, self.answers, self.report = section, answers, report
         self._client = JudgeClient(section)
+        self.notes = self._client.notes
 
     def missing(self, questions: Sequence[Question]) -> list[Question]:
         """The questions that have no answer yet, those with the same text once."""

@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from exoalign.config_judge import JudgeSection
 from exoalign.errors import ConfigError, JudgeError
@@ -67,6 +68,14 @@ class JudgeClient:
             max_retries=section.retries,
             timeout=section.timeout,
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should mind before anything is sent."""
+        parts = urlsplit(self.section.url)
+        if self._key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            return [f"the key in {self.section.api_key_env} goes to {parts.hostname} unencrypted; use https"]
+        return []
 
     def request(self, text: str) -> dict[str, Any]:
         """What is sent, and all that an answer depends on besides the server."""

@@ -20,7 +20,8 @@ class StepProgress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Begin to count."""
-        self.progress = Progress("train step", state.max_steps, enabled=self.enabled).__enter__()
+        before = state.global_step  # of an earlier attempt
+        self.progress = Progress("train step", state.max_steps, enabled=self.enabled, done=before).__enter__()
 
     def on_log(
         self,
