@@ -238,6 +238,15 @@ def test_other_settings_in_the_same_folder_are_refused(command):
     assert "sample.seed was 4 and is 5" in err
 
 
+def test_the_other_columns_of_a_prompts_row_stay_with_its_completions(tmp_path, tiny_folder):
+    rows = [PromptRow("a", "p:1", {"answer": "4"}), PromptRow("b", "p:2")]
+    sampler = TransformersSampler(load_model(str(tiny_folder), device="cpu"), load_tokenizer(str(tiny_folder)))
+    sample(sampler, rows, SamplingSettings(k=2, max_new_tokens=2), tmp_path)
+    first, second = read_table(tmp_path / "groups.parquet")
+    assert first.provenance["row"] == {"answer": "4"}
+    assert "row" not in second.provenance
+
+
 def test_the_command_of_the_documentation_runs(command, monkeypatch, tmp_path, tiny_folder):
     root = Path(__file__).parents[1]
     (line,) = re.findall(r"^exoalign (sample .*)$", (root / "docs" / "sampling.md").read_text(), re.MULTILINE)

@@ -67,14 +67,18 @@ def test_histograms_hold_2000_values_at_most(tmp_path):
     assert len(histogram["series"][0]["values"]) == 1500
 
 
-def test_an_evaluation_is_scaled_as_the_training_data_were(tmp_path):
-    section = RewardSection.model_validate({"scorers": [{"function": "length"}], "normalise": "global"})
+@pytest.mark.parametrize("normalise", ["global", "group"])  # within its own group a model's mean would be 0
+def test_an_evaluation_is_scaled_as_the_training_data_were(tmp_path, normalise):
+    section = RewardSection.model_validate({"scorers": [{"function": "length"}], "normalise": normalise})
     stage([Group("A", ("a", "a b c"))], section, tmp_path)  # mean 2, deviation 1
     statistics = read_statistics(tmp_path)
     assert statistics == {"length": {"mean": 2.0, "std": 1.0}}
     others = [Group("B", ("a b c d e f g", "a b"))]
     (found,) = score_alike(others, section, build_scorers(section), tmp_path, statistics=statistics, show=False)
     assert found.rewards == (5.0, 0.0)
+    plain = RewardSection(function="length")
+    (found,) = score_alike(others, plain, build_scorers(plain), tmp_path, statistics=statistics, show=False)
+    assert found.rewards == (7.0, 2.0)
     (tmp_path / "statistics.json").write_text("{")
     with pytest.raises(StoreError, match=r"statistics\.json is missing or damaged"):
         read_statistics(tmp_path)

@@ -97,7 +97,7 @@ class RewardSection(Section):
 
     `normalise` makes columns of different scales comparable before they are clipped, weighted and summed: `group` to mean 0
     and deviation 1 over the completions of each prompt, `global` over all completions of the training data, whose mean and
-    deviation then scale the evaluation's too; a column that is the same everywhere becomes 0.
+    deviation scale the evaluation's in both cases; a column that is the same everywhere becomes 0.
     """
 
     function: str | None = None

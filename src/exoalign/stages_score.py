@@ -80,6 +80,9 @@ def score_alike(
 ) -> list[Group]:
     """Groups with scores and rewards on the scale of the training data's, for an evaluation.
 
+    Where the training data are normalised within each group, these are scaled by all of the training data: within its own group
+    every model's mean is 0, and none would be better than another.
+
     Args:
         groups: samples.
         section, scorers: as `score`.
@@ -91,7 +94,8 @@ def score_alike(
     Raises:
         As `score`.
     """
-    return _rewarded(_scored(groups, scorers, folder / ROWS, label=label, show=show), section, statistics)
+    fixed = section.model_copy(update={"normalise": "none" if section.normalise == "none" else "global"})
+    return _rewarded(_scored(groups, scorers, folder / ROWS, label=label, show=show), fixed, statistics)
 
 
 def read_statistics(folder: Path) -> dict[str, Moments]:

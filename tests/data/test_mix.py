@@ -25,7 +25,7 @@ FULL = Group(
     sampler_logprobs=(-1.0, -2.0, -3.0, -4.0),
     reference_logprobs=(-1.5, -2.5, -3.5, -4.5),
     scores={"length": (1.0, 2.0, 3.0, 4.0)},
-    provenance={"source": "f:1", "finish": ["stop", "length", "stop", "stop"]},
+    provenance={"source": "f:1", "finish": ["stop", "length", "stop", "stop"], "model_logprobs": [1.0, 2.0, 3.0, 4.0]},
 )
 
 
@@ -105,7 +105,12 @@ class TestChoose:
             sampler_logprobs=(-4.0, -2.0),
             reference_logprobs=(-4.5, -2.5),
             scores={"length": (4.0, 2.0)},
-            provenance={"source": "f:1", "finish": ["stop", "length"], "chosen_completions": [3, 1]},
+            provenance={
+                "source": "f:1",
+                "finish": ["stop", "length"],
+                "model_logprobs": [4.0, 2.0],
+                "chosen_completions": [3, 1],
+            },
         )
         assert choose(chosen, [0]).provenance["chosen_completions"] == [3]  # of the row, not of the choice before
         assert choose(chosen, [0]).winner is None

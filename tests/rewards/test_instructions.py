@@ -32,11 +32,14 @@ def test_loose_scores_forgive_what_stands_around_the_reply():
     assert FunctionScorer("if_verifiable", {"loose": True})([group([text], row)]) == [(1.0,)]
 
 
-def test_the_language_of_a_short_text_is_not_guessed_by_chance():
+def test_the_language_of_a_text_is_not_guessed_by_chance(monkeypatch):
+    from langdetect import DetectorFactory
+
+    monkeypatch.setattr(DetectorFactory, "seed", None)
     row = {"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "en"}]}
-    texts = ["ok so no", "An apple a day keeps the doctor away."]
+    texts = ["The house ist sehr schön and big", "An apple a day keeps the doctor away."]
     first = FunctionScorer("if_verifiable")([group(texts, row)])
-    assert all(FunctionScorer("if_verifiable")([group(texts, row)]) == first for _ in range(20))
+    assert all(FunctionScorer("if_verifiable")([group(texts, row)]) == first for _ in range(40))
     assert first[0][1] == 1.0
 
 

@@ -18,6 +18,8 @@ from exoalign.groups import Group, Prompt, completion_text, prompt_text
 
 Choice = Literal["all", "best_worst", "random"]
 Side = Literal["train", "heldout"]
+BY_COMPLETION = ("finish", "model_logprobs")
+"""What a sampler writes into the provenance as a list with one value for each completion."""
 
 
 def side_of(prompt: Prompt, *, holdout: float, seed: int) -> Side:
@@ -94,11 +96,12 @@ def choose(group: Group, indices: Sequence[int]) -> Group:
         value = group.provenance.get(name)
         return value if isinstance(value, list | tuple) and len(value) == group.k else None
 
-    earlier, finish = listed("chosen_completions") or range(group.k), listed("finish")
+    earlier = listed("chosen_completions") or range(group.k)
     provenance = {**group.provenance, "chosen_completions": [earlier[k] for k in indices]}
-    provenance.pop("finish", None)  # how the sampler's completions ended
-    if finish is not None:
-        provenance["finish"] = [finish[k] for k in indices]
+    for name in BY_COMPLETION:
+        provenance.pop(name, None)
+        if (values := listed(name)) is not None:
+            provenance[name] = [values[k] for k in indices]
     return replace(
         group,
         completions=tuple(group.completions[k] for k in indices),

@@ -72,10 +72,8 @@ def compose(scores: Scores, section: RewardSection, statistics: Statistics) -> t
 
 
 def _moments(values: np.ndarray) -> Moments:
-    """Population moments; without overflow, as squares are taken of values within [-2, 2]."""
-    scale = float(np.abs(values).max())
-    if values.max() == values.min():  # their mean may differ from them by rounding, which must not become a spread
-        return {"mean": float(values[0]), "std": 0.0}
+    """Population moments, of values divided by the largest: no square overflows, equal values have no spread by rounding."""
+    scale = float(np.abs(values).max()) or 1.0
     shares = values / scale
     return {"mean": float(shares.mean() * scale), "std": float(shares.std() * scale)}
 
