@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exoalign import stages, stages_evaluate, stages_judge, stages_reward_model, stages_sft
+from exoalign.data.formats import PromptRow
 from exoalign.data.table import read_table
 from exoalign.estimate.shapes import shape_of
 from exoalign.forecast import Forecast
@@ -121,7 +122,7 @@ class Chain:
         return [
             Stage(
                 "sample",
-                {**drawn, "prompts": [row.prompt for row in inputs.train]},
+                {**drawn, **_asked(inputs.train)},
                 self._policy,
                 lambda path, done: stages.sample(context.after(done), inputs.train, path),
                 lambda: (
@@ -150,7 +151,7 @@ class Chain:
                     **drawn,
                     "evaluate": recipe.evaluate.model_dump(),
                     "reward": inputs.reward,
-                    "prompts": [row.prompt for row in inputs.heldout],
+                    **_asked(inputs.heldout),
                 },
                 (*self._policy, *self._scored, "reward", "align"),
                 lambda path, done: stages_evaluate.evaluate_samples(
@@ -231,6 +232,11 @@ class Chain:
             lambda path, done: stages.align(self.context.after(done), groups(done), path),
             forecast,
         )
+
+
+def _asked(rows: Sequence[PromptRow]) -> dict[str, Any]:
+    """Prompts with what else stands in their rows, which reward functions may read."""
+    return {"prompts": [row.prompt for row in rows], "rows": [row.row for row in rows]}
 
 
 def _trained(done: Done) -> Path | None:

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from exoalign import stages
 from exoalign.config_data import SourceSection, as_list
-from exoalign.config_reward import RewardSection
 from exoalign.data import token_cache
 from exoalign.data.contents import Commits
 from exoalign.data.doctor.examine import examine_fast
@@ -18,11 +16,9 @@ from exoalign.data.doctor.records import special_tokens
 from exoalign.data.formats import PromptRow, read_prompts
 from exoalign.data.mix import Side
 from exoalign.data.prepare import Prepared, prepare, source_of
-from exoalign.errors import ConfigError, DataError
+from exoalign.errors import DataError
 from exoalign.groups import Prompt, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
-from exoalign.models import identity
-from exoalign.rewards.scorers import TRAINED, build_scorers
 from exoalign.sampling.generate import encode_prompts
 
 SAID_IN_TRAINING = ("no_spread", "sharp", "flat", "still")
@@ -49,39 +45,16 @@ class Prompts:
             "evaluation", _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
         )
         self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
-        self.reward = {
-            **recipe.reward.model_dump(exclude={"scorers", "function", "arguments"}),
-            "scorers": self._scorers(),
-        }
+        if any(scorer.model == TRAINED for scorer in recipe.reward.all) and recipe.reward_model is None:
+            raise ConfigError(
+                f"reward: `model: {TRAINED}` is the run's own reward model, and the recipe has no `reward_model`"
+            )
+        self.reward = record_of(recipe.reward)
         if recipe.sample.top_p < 1:
             self.notes.append(
                 f"sample.top_p is {recipe.sample.top_p:g}: the optimum that is learnt is that of the truncated model; with"
                 " sample.top_p=1 it is the one of the formula"
             )
-
-    def _scorers(self) -> list[dict[str, Any]]:
-        """What each scorer's numbers depend on, as JSON values, without loading a model; the run's own one's files aside.
-
-        Raises:
-            ExoalignError: if one cannot be found.
-        """
-        assert self.recipe.reward is not None
-        found = []
-        for scorer in self.recipe.reward.all:
-            if scorer.model is None:
-                (built,) = build_scorers(RewardSection(scorers=[scorer]))
-                known = built.identity()
-            elif scorer.model == TRAINED:
-                if self.recipe.reward_model is None:
-                    raise ConfigError(
-                        f"reward: `model: {TRAINED}` is the run's own reward model, and the recipe has no `reward_model`"
-                    )
-                known = {"model": TRAINED, "input": scorer.input, "positive_label": scorer.positive_label}
-            else:
-                kept = scorer.model_dump(include={"input", "positive_label", "revision"})
-                known = {**kept, "files": identity(scorer.model, scorer.revision)}
-            found.append({"column": scorer.column, "weight": scorer.weight, "clip": scorer.clip, **known})
-        return found
 
     def _fitting(self, name: str, rows: list[PromptRow]) -> tuple[list[PromptRow], int]:
         """The prompts that may be sampled after, and their tokens; what is too long is refused, or left out and counted.
