@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from exoalign.config_data import Count, DataSection, PromptsSection, Section
 from exoalign.config_judge import JudgeSection
-from exoalign.config_reward import RewardSection
+from exoalign.config_reward import TRAINED, RewardSection
 from exoalign.config_reward_model import RewardModelSection
 from exoalign.config_sample import SampleSection
 from exoalign.config_sft import SftSection
@@ -67,6 +67,13 @@ class Recipe(Section):
         if self.prompts is not None:
             if self.reward is None:
                 raise ValueError("`prompts` needs a `reward` section with the function that scores the completions")
+            uses = any(scorer.model == TRAINED for scorer in self.reward.all)
+            if uses and self.reward_model is None:
+                raise ValueError(
+                    f"`reward` has a scorer `model: {TRAINED}`, the run's own, and there is no `reward_model` section"
+                )
+            if self.reward_model is not None and not uses:
+                raise ValueError(f"`reward_model` is read by no scorer; name it in `reward` as `model: {TRAINED}`")
             if self.align.objective.endswith("_pref"):
                 raise ValueError(
                     f"`align.objective` is {self.align.objective}, which learns from pairs;"

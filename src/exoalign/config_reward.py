@@ -11,6 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from exoalign.config_data import Count, Positive, Section
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+TRAINED = "trained"
+"""What a scorer calls the reward model that the run has trained itself."""
 KINDS = ("function", "model", "server")
 _OWN = {
     "function": {"arguments"},

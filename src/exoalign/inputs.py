@@ -19,6 +19,7 @@ from exoalign.data.prepare import Prepared, prepare, source_of
 from exoalign.errors import DataError
 from exoalign.groups import Prompt, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
+from exoalign.rewards.scorers import record_of
 from exoalign.sampling.generate import encode_prompts
 
 SAID_IN_TRAINING = ("no_spread", "sharp", "flat", "still")
@@ -45,10 +46,6 @@ class Prompts:
             "evaluation", _prompts(recipe.prompts.evaluation, recipe.prompts.evaluation_limit)
         )
         self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
-        if any(scorer.model == TRAINED for scorer in recipe.reward.all) and recipe.reward_model is None:
-            raise ConfigError(
-                f"reward: `model: {TRAINED}` is the run's own reward model, and the recipe has no `reward_model`"
-            )
         self.reward = record_of(recipe.reward)
         if recipe.sample.top_p < 1:
             self.notes.append(

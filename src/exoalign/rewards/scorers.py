@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from exoalign.config_reward import RewardSection, ScorerSection
+from exoalign.config_reward import TRAINED, RewardSection, ScorerSection
 from exoalign.errors import RewardError
 from exoalign.files import checksum
 from exoalign.groups import Group
@@ -17,8 +17,6 @@ from exoalign.rewards.server import ServerScorer
 
 PACKAGES = {"sentiment": "vaderSentiment", "readability": "textstat", "if_verifiable": "if-verifiable"}
 """The packages that functions which ship take their numbers from."""
-TRAINED = "trained"
-"""What a scorer calls the reward model that the run has trained itself."""
 
 
 class Scorer(Protocol):
