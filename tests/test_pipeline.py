@@ -252,6 +252,31 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(recipe, tmp_path)
     assert dry_run(recipe("align.beta_r=0.1"), redo=True)[2]["state"] == "to do anew: it has changed"
 
 
+def test_pairs_of_the_best_and_the_worst_sample(recipe, tmp_path):
+    """DPO on the same samples: the winner is the one with more vowels; prompts whose samples are all worth the same are told."""
+    lines = []
+    pairs = ["align.objective=dpo_pref", "align.completions={choose: best_worst, k: 2}"]
+    run(recipe(*pairs), say=lines.append, show=False)
+    sampled = {group.prompt: group for group in read_table(tmp_path / "out" / "reward" / "groups.parquet")}
+    trained = read_table(tmp_path / "out" / "align" / "groups.parquet")
+    for group in trained:
+        before = sampled[group.prompt]
+        worth = [sum(c in "aeiou" for c in text) for text in group.completions]
+        assert group.k == 2
+        assert worth[group.winner] == max(sum(c in "aeiou" for c in text) for text in before.completions)
+        assert worth[1 - group.winner] == min(sum(c in "aeiou" for c in text) for text in before.completions)
+    equal = sum(len(set(group.rewards)) == 1 for group in sampled.values())
+    assert len(trained) == 4 - equal
+    assert any("are left out: both have the same reward" in line for line in lines) == (equal > 0)
+
+
+def test_no_pair_is_left_where_all_rewards_are_equal(recipe, tmp_path):
+    (tmp_path / "constant.py").write_text("def one(prompts, completions):\n    return [1.0] * len(completions)\n")
+    pairs = ["align.objective=exo_pref", "align.completions={choose: best_worst, k: 2}", "reward.function=constant:one"]
+    with pytest.raises(DataError, match="no pair to train on: the rewards of all are equal"):
+        run(recipe(*pairs), show=False)
+
+
 def test_an_edited_reward_object_is_noticed(recipe, tmp_path, monkeypatch):
     module = tmp_path / "rewards_of_mine.py"
     code = "class R:\n    def __call__(self, prompts, texts):\n        return [{} * len(t) for t in texts]\n\nr = R()\n"
@@ -259,7 +284,7 @@ def test_an_edited_reward_object_is_noticed(recipe, tmp_path, monkeypatch):
     run(recipe("reward.function=rewards_of_mine:r"), show=False)
     module.write_text(code.format("-1"))
     monkeypatch.delitem(sys.modules, "rewards_of_mine")
-    with pytest.raises(StoreError, match=r"reward\.code was"):
+    with pytest.raises(StoreError, match=r"reward\.columns\.r\.code was"):
         run(recipe("reward.function=rewards_of_mine:r"), show=False)
 
 

@@ -204,6 +204,11 @@ def test_a_misspelt_section_stands_before_the_one_that_it_makes_missing(write):
         ("model:\n  path: x\ndata:\n  train: train.jsonl\nreward:\n  function: length\n", 5, "`reward` is read with"),
         (GOOD + "align:\n  objective: exo_pref\n", 9, "`align.objective` is exo_pref, which learns from pairs"),
         (
+            GOOD + "align:\n  completions: {choose: random, k: 9}\n",
+            9,
+            "`align.completions.k` is 9, and sample.k only 8; lower it, or sample more",
+        ),
+        (
             GOOD + "align:\n  beta_r: 1\n  objective: exo_pref\n  epsilon: 0\n",
             11,
             "align: `epsilon` is 0 with exo_pref",

@@ -141,7 +141,7 @@ class Chain:
             self._align(
                 {},
                 ("reward",),
-                lambda done: read_table(done["reward"].folder / stages.GROUPS),
+                lambda done: stages.chosen(context, read_table(done["reward"].folder / stages.GROUPS)),
                 len(inputs.train),
                 inputs.tokens + count * most,
             ),

@@ -74,10 +74,15 @@ class Recipe(Section):
                 )
             if self.reward_model is not None and not uses:
                 raise ValueError(f"`reward_model` is read by no scorer; name it in `reward` as `model: {TRAINED}`")
-            if self.align.objective.endswith("_pref"):
+            chosen = self.align.completions
+            if self.align.objective.endswith("_pref") and chosen.k != 2:
                 raise ValueError(
-                    f"`align.objective` is {self.align.objective}, which learns from pairs;"
-                    " completions sampled for `prompts` carry rewards: use exo_rw or dpo_rw"
+                    f"`align.objective` is {self.align.objective}, which learns from pairs; set `align.completions` to"
+                    " {choose: best_worst, k: 2}, or use exo_rw or dpo_rw"
+                )
+            if chosen.k is not None and chosen.k > self.sample.k:
+                raise ValueError(
+                    f"`align.completions.k` is {chosen.k}, and sample.k only {self.sample.k}; lower it, or sample more"
                 )
             if self.align.temperature not in (None, self.sample.temperature):
                 raise ValueError(
@@ -88,6 +93,8 @@ class Recipe(Section):
             raise ValueError(
                 f"`{unread[0]}` is read with `prompts` only: `data` has its completions already; leave it out"
             )
+        elif "completions" in self.align.model_fields_set:
+            raise ValueError("`align.completions` is read with `prompts` only; set `data.completions`")
         else:
             for name in ("reward", "reward_model", "judge"):
                 if getattr(self, name) is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from exoalign.config_data import Count, Positive, Section
+from exoalign.config_data import CompletionsSection, Count, Positive, Section
 
 ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref"]
 
@@ -39,12 +39,14 @@ class AlignSection(Section):
 
     `groups_per_step` groups make one optimizer step; `max_tokens_per_pass` tokens go through the model at once (`auto`: as many
     as are of use and fit into memory). Memory grows with the second, and the result depends on the first only.
+    `completions` chooses among those that were sampled, for example the best and the worst as a pair.
     `lora` trains an adapter; without it all weights are trained. Every `checkpoint_minutes` what is trained so far is saved, so
     that the same command goes on from there after an interruption.
     `trainer` holds any further argument of transformers' `TrainingArguments`.
     """
 
     objective: ObjectiveName = "exo_rw"
+    completions: CompletionsSection = CompletionsSection()
     beta_pi: Positive = 0.5
     beta_r: Positive = 0.5
     epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = None

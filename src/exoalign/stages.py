@@ -6,7 +6,7 @@ Models are loaded by the stage that needs them and freed with it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,13 @@ from exoalign import stages_sample, stages_score
 from exoalign.config import ModelSection, Recipe
 from exoalign.config_reward import RewardSection
 from exoalign.data.formats import PromptRow
+from exoalign.data.mix import subsample
 from exoalign.data.show import render_group
 from exoalign.data.table import read_table, write_table
-from exoalign.errors import ConfigError
+from exoalign.errors import ConfigError, DataError
 from exoalign.files import write_text
 from exoalign.groups import Group
+from exoalign.losses import OBJECTIVES
 from exoalign.models import context_length, load_model
 from exoalign.progress import Progress
 from exoalign.rewards.scorers import Scorer, build_scorers
@@ -158,6 +160,28 @@ def scorers_of(context: Context, trained: Path | None) -> tuple[RewardSection, l
     section = context.recipe.reward
     assert section is not None
     return section, build_scorers(section, trained=trained, bf16=context.bf16)
+
+
+def chosen(context: Context, groups: Iterable[Group]) -> list[Group]:
+    """Of each group the completions that are trained on; for objectives that learn from pairs the better one as the winner.
+
+    Raises:
+        DataError: if no group is left, since the completions of all have equal rewards.
+    """
+    section, recipe = context.recipe.align.completions, context.recipe
+    found = [subsample(group, how=section.choose, k=section.k, seed=recipe.seed) for group in groups]
+    if OBJECTIVES[recipe.align.objective].needs == "rewards":
+        return found
+    pairs = [
+        replace(group, winner=max(range(group.k), key=group.rewards.__getitem__), rewards=None)
+        for group in found
+        if group.rewards is not None and len(set(group.rewards)) > 1
+    ]
+    if len(pairs) < len(found):
+        context.say(f"  {len(found) - len(pairs)} of {len(found)} pairs are left out: both have the same reward")
+    if not pairs:
+        raise DataError("no pair to train on: the rewards of all are equal; use another reward, or sample more")
+    return pairs
 
 
 def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
