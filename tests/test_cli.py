@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data", "sample", "score"]
+COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data", "sample", "score", "judge", "reward"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -145,6 +145,32 @@ def test_the_options_of_every_command_are_these():
             ("--revision", False, None),
             ("--limit", False, None),
             ("--trust-remote-code", False, False),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
+        "judge": [
+            ("--data", True, None),
+            ("--url", True, None),
+            ("--judge-model", True, None),
+            ("--out", True, None),
+            ("--against", False, None),
+            ("--kind", False, "pairwise"),
+            ("--prompt", False, "instruction"),
+            ("--pairs", False, None),
+            ("--write", False, None),
+            ("--control", False, 20),
+            ("--max-calls", False, None),
+            ("--max-tokens", False, 16),
+            ("--concurrency", False, 4),
+            ("--timeout", False, 120.0),
+            ("--retries", False, 4),
+            ("--api-key-env", False, "OPENAI_API_KEY"),
+            ("--adapter", False, None),
+            ("--split", False, None),
+            ("--subset", False, None),
+            ("--limit", False, None),
+            ("--seed", False, 0),
+            ("--redo", False, False),
             ("--json", False, False),
             ("--quiet -q", False, False),
         ],
@@ -307,7 +333,7 @@ BAD = {
     ),
     "unknown reward": (
         "run prompts.yaml reward.function=lenght",
-        "reward.function is 'lenght'; shipped are sentiment, length; did you mean length?",
+        "reward.function is 'lenght'; shipped are sentiment, length, regex, repetition, readability, if_verifiable;",
     ),
     "empty file": (f"{ALIGN} empty.jsonl", "empty.jsonl: no rows; expected one JSON object on each line"),
     "empty prompts": ("run prompts.yaml prompts.train=empty.jsonl", "empty.jsonl: no rows; expected one JSON object"),

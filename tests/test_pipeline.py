@@ -253,7 +253,7 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(recipe, tmp_path)
 
 
 def test_pairs_of_the_best_and_the_worst_sample(recipe, tmp_path):
-    """DPO on the same samples: the winner is the one with more vowels; prompts whose samples are all worth the same are told."""
+    """DPO on the same samples: the winner has more vowels; prompts whose samples are all worth the same are told."""
     lines = []
     pairs = ["align.objective=dpo_pref", "align.completions={choose: best_worst, k: 2}"]
     run(recipe(*pairs), say=lines.append, show=False)

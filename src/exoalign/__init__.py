@@ -34,20 +34,35 @@ if TYPE_CHECKING:
     from exoalign.data.token_report import TokenReport
     from exoalign.data.tokenize import tokenize
     from exoalign.data.truncate import Truncated, fit
-    from exoalign.errors import ConfigError, DataError, ExoalignError, ModelError
+    from exoalign.errors import (
+        ConfigError,
+        DataError,
+        ExoalignError,
+        Interrupted,
+        ModelError,
+        RewardError,
+        StoreError,
+    )
     from exoalign.estimate.budget import largest_pass
     from exoalign.estimators import Interval, cluster_bootstrap, paired_difference
     from exoalign.groups import Group, GroupBatch, Message
+    from exoalign.listing import list_runs
     from exoalign.logprobs.engine import compare_policies, completion_logprobs
     from exoalign.losses import OBJECTIVES, dpo_pref, dpo_rw, exo_pref, exo_rw
     from exoalign.merging import merge
     from exoalign.models import load_model, load_tokenizer
-    from exoalign.pipeline import run
+    from exoalign.pipeline import dry_run, run
     from exoalign.recipe import load_recipe
+    from exoalign.reward_losses import bradley_terry, plackett_luce
     from exoalign.rewards.functions import score
+    from exoalign.rewards.model import RewardModel
+    from exoalign.rewards.scorers import FunctionScorer, Scorer
     from exoalign.sampling import SamplingSettings, TransformersSampler
     from exoalign.train.align import ExoTrainer
     from exoalign.train.arguments import ExoConfig
+    from exoalign.train.checkpoints import train_resumably
+    from exoalign.train.reward import RewardConfig, RewardTrainer
+    from exoalign.train.sft import SftConfig, SftTrainer
 
 _HOMES = {
     "config": ["Recipe"],
@@ -73,7 +88,7 @@ _HOMES = {
     "data.token_report": ["TokenReport"],
     "data.tokenize": ["tokenize"],
     "data.truncate": ["Truncated", "fit"],
-    "errors": ["ConfigError", "DataError", "ExoalignError", "ModelError"],
+    "errors": ["ConfigError", "DataError", "ExoalignError", "Interrupted", "ModelError", "RewardError", "StoreError"],
     "estimate.budget": ["largest_pass"],
     "estimators": ["Interval", "cluster_bootstrap", "paired_difference"],
     "groups": ["Group", "GroupBatch", "Message"],
@@ -81,26 +96,35 @@ _HOMES = {
     "losses": ["OBJECTIVES", "dpo_pref", "dpo_rw", "exo_pref", "exo_rw"],
     "merging": ["merge"],
     "models": ["load_model", "load_tokenizer"],
-    "pipeline": ["run"],
+    "listing": ["list_runs"],
+    "pipeline": ["dry_run", "run"],
     "recipe": ["load_recipe"],
+    "reward_losses": ["bradley_terry", "plackett_luce"],
     "rewards.functions": ["score"],
+    "rewards.model": ["RewardModel"],
+    "rewards.scorers": ["FunctionScorer", "Scorer"],
     "sampling": ["SamplingSettings", "TransformersSampler"],
     "train.align": ["ExoTrainer"],
     "train.arguments": ["ExoConfig"],
+    "train.checkpoints": ["train_resumably"],
+    "train.reward": ["RewardConfig", "RewardTrainer"],
+    "train.sft": ["SftConfig", "SftTrainer"],
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - in the order in which one meets them
     "Group", "GroupBatch", "Message", "Recipe", "Interval", "OBJECTIVES",
-    "ExoalignError", "ConfigError", "DataError", "ModelError",
-    "exo_rw", "exo_pref", "dpo_rw", "dpo_pref",
+    "ExoalignError", "ConfigError", "DataError", "ModelError", "RewardError", "StoreError", "Interrupted",
+    "exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "bradley_terry", "plackett_luce",
     "load_model", "load_tokenizer", "Source", "read_prompts", "read_groups", "read_texts", "stream_groups", "PromptRow",
     "TextRow", "SetAside", "convert_file", "read_table", "write_table", "GroupTable", "split", "mix", "subsample",
     "tokenize", "TokenReport", "fit", "Truncated", "render_group", "collate",
     "open_records", "examine", "examine_fast", "Examination", "Finding",
     "completion_logprobs", "compare_policies", "SamplingSettings", "TransformersSampler", "score",
-    "ExoConfig", "ExoTrainer", "merge", "largest_pass", "cluster_bootstrap", "paired_difference",
-    "load_recipe", "run", "__version__",
+    "Scorer", "FunctionScorer", "RewardModel",
+    "ExoConfig", "ExoTrainer", "SftConfig", "SftTrainer", "RewardConfig", "RewardTrainer", "train_resumably",
+    "merge", "largest_pass", "cluster_bootstrap", "paired_difference",
+    "load_recipe", "run", "dry_run", "list_runs", "__version__",
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from exoalign.errors import DataError
 from exoalign.groups import Prompt, check_groups, prompt_text
 from exoalign.losses import OBJECTIVES
 from exoalign.rewards.scorers import record_of
-from exoalign.sampling.generate import encode_prompts
+from exoalign.sampling.encode import encode_prompts
 
 SAID_IN_TRAINING = ("no_spread", "sharp", "flat", "still")
 """Findings that the trainer tells with the recipe's betas."""
@@ -47,10 +47,10 @@ class Prompts:
         )
         self.notes += _shared_note((row.prompt for row in self.train), (row.prompt for row in self.heldout))
         self.reward = record_of(recipe.reward)
-        if recipe.sample.top_p < 1:
+        if recipe.sample.top_p < 1 or recipe.sample.top_k:
             self.notes.append(
-                f"sample.top_p is {recipe.sample.top_p:g}: the optimum that is learnt is that of the truncated model; with"
-                " sample.top_p=1 it is the one of the formula"
+                f"sample.top_p is {recipe.sample.top_p:g} and sample.top_k {recipe.sample.top_k}: the optimum that is learnt is"
+                " that of the truncated model; with 1 and 0 it is the one of the formula"
             )
 
     def _fitting(self, name: str, rows: list[PromptRow]) -> tuple[list[PromptRow], int]:

@@ -191,8 +191,6 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
         Interrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
     """
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
-    for line in render_group(groups[0], context.tokenizer).split("\n"):
-        context.say(f"  {line}")
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
         set_seed(context.recipe.seed)  # an adapter's weights are drawn before the trainer sets its own
@@ -210,6 +208,8 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
             raise ConfigError(f"align.trainer: {error}") from error
         if trainer.is_world_process_zero():
             data = trainer.train_dataset
+            for line in render_group(data[0], context.tokenizer).split("\n"):
+                context.say(f"  {line}")
             say_estimate(trainer.model, arguments, data, tokens=trainer.tokens_per_pass, show=context.show)
         trainer.prepare_reference()
     trainer.remove_callback(PrinterCallback)

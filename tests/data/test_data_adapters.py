@@ -170,6 +170,7 @@ KNOWN = [
     ("imdb_prompts", IMDB, {"prompt": "One two  three four five six, seven eight."}),
     ("imdb_prompts", {"text": "Two words", "label": -1}, {"prompt": "Two words"}),
     ("rt_polarity", {"text": "a gem .", "label": 1}, {"text": "a gem .", "label": 1}),
+    ("rt_polarity_prompts", {"text": "a gem .", "label": 1}, {"prompt": "a gem ."}),
     ("rt_polarity", {"text": "a gem .", "label": 1.0}, {"text": "a gem .", "label": 1.0}),
     (
         "ultrafeedback",
@@ -405,7 +406,7 @@ def test_raw_rows_become_a_group(name, rows, group, tmp_path):
 def test_raw_rows_become_prompts_and_texts(name, row, read, expected, tmp_path):
     path = tmp_path / "raw.jsonl"
     path.write_text(json.dumps(row))
-    assert read(Source(str(path), adapter=name)) == [(expected, f"{path}:1")]
+    assert [row[:2] for row in read(Source(str(path), adapter=name))] == [(expected, f"{path}:1")]
 
 
 def test_transcripts_without_a_shared_beginning_are_set_aside(tmp_path):
@@ -446,6 +447,7 @@ HUB = {  # (hub id, subset, split, revision)
     "imdb": ("stanfordnlp/imdb", None, "train", None),
     "imdb_prompts": ("stanfordnlp/imdb", None, "test", None),
     "rt_polarity": ("cornell-movie-review-data/rotten_tomatoes", None, "train", None),
+    "rt_polarity_prompts": ("cornell-movie-review-data/rotten_tomatoes", None, "test", None),
     "ultrafeedback": ("openbmb/UltraFeedback", None, "train", None),
     "ultrafeedback_binarized": ("HuggingFaceH4/ultrafeedback_binarized", None, "train_prefs", None),
     "alpaca_eval": ("tatsu-lab/alpaca_eval", None, "train", None),

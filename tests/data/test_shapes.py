@@ -281,9 +281,9 @@ def test_the_account_tells_of_rows_set_aside_and_in_error(write):
 
 def test_prompts(write):
     path = write({"prompt": "a", "id": 1}, {"prompt": "b"})
-    assert read_prompts(path) == [("a", f"{path}:1"), ("b", f"{path}:2")]
+    assert read_prompts(path) == [("a", f"{path}:1", {"id": 1}), ("b", f"{path}:2", None)]
     path = write({"prompt": [system("s"), SKY]})
-    assert read_prompts(path) == [(messages(system("s"), SKY), f"{path}:1")]
+    assert read_prompts(path) == [(messages(system("s"), SKY), f"{path}:1", None)]
 
 
 @pytest.mark.parametrize(

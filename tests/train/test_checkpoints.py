@@ -117,7 +117,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(trainings, alone, t
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.06))  # it has saved a step, and is at some moment of the next one
         os.kill(child.pid, signal.SIGKILL)
-        assert child.end() == -signal.SIGKILL, child.log
+        if (end := child.end()) != -signal.SIGKILL:  # on a busy machine it may have come to its end
+            assert end == 0, child.log
+            break
     child = trainings.start(folder)
     assert child.end() == 0, child.log
     assert child.outcome == alone
