@@ -12,6 +12,7 @@ import typer
 
 from exoalign import cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_score, cli_sft
 from exoalign._version import __version__
+from exoalign.cli_options import AsJson, Inexact, Quiet, Redo
 
 if TYPE_CHECKING:
     from exoalign.config import Recipe
@@ -28,13 +29,6 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_reward.app, name="reward")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. align.beta_r=0.5")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")]
-
-Redo = Annotated[bool, typer.Option("--redo", help="Do anew the stages that stand there made from something else.")]
-Inexact = Annotated[
-    bool, typer.Option("--allow-inexact", help="Go on with training although a file of its checkpoint is gone.")
-]
 
 
 @app.command()

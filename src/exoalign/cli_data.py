@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from exoalign.cli_options import AsJson
+
 app = typer.Typer(help="Convert data sets between formats.", no_args_is_help=True, rich_markup_mode=None)
 
 KINDS = (
     "pairs, kway, ratings, rankings, prompts, text, trl-preference, trl-preference-implicit, trl-unpaired,"
     " trl-prompt-only or trl-language-modeling"
 )
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 
 
 @app.command()

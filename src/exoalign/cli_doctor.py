@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from exoalign.cli_options import AsJson
+
 
 def doctor(
     data: Annotated[str, typer.Argument(help="A file, a folder or a hub id.")],
@@ -31,7 +33,7 @@ def doctor(
     ] = None,
     beta_r: Annotated[float | None, typer.Option(help="Judge the target that this beta_r makes.")] = None,
     beta_pi: Annotated[float | None, typer.Option(help="The beta_pi to judge with --beta-r; 0.5 if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+    as_json: AsJson = False,
     html: Annotated[str | None, typer.Option(help="Write a page with histograms to this file.")] = None,
 ) -> None:
     """Examine a data set: what is wrong with it, where, and what to do. Exit code 1 if a finding is an error."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from exoalign.cli_options import AsJson, Quiet, Redo
+
 if TYPE_CHECKING:
     from exoalign.groups import Group
 
@@ -39,11 +41,9 @@ def judge(
     subset: Annotated[str | None, typer.Option(help="The subset of --data and --against.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Judge the first so many prompts.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the delimiters and the intervals.")] = 0,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Do it anew where it was done with other settings or data.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")] = False,
+    redo: Redo = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Have completions judged: pairs in both orders, or a score for each. Run again, it goes on after the answers it has."""
     from exoalign.config_judge import JudgeSection

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exoalign.cli_options import AsJson, Inexact, Quiet, Redo
+
 if TYPE_CHECKING:
     from exoalign.config_runs import RewardModelRun
 
@@ -36,8 +38,10 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. reward_model.centring=0.01")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")] = False,
+    redo: Redo = False,
+    allow_inexact: Inexact = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a reward model on preferences, or a classifier on labelled texts, and measure it on held-out data."""
 
@@ -70,14 +74,14 @@ def train(
         "seed": "--seed",
     }
     run = build_section(RewardModelRun, values, overrides or [], lines=options)
-    result = _run(run, out, quiet=quiet)
+    result = _run(run, out, redo=redo, allow_inexact=allow_inexact, quiet=quiet)
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
         return
     sys.stdout.write(f"{result['what']}\nmodel: {result['model']}\n")
 
 
-def _run(run: RewardModelRun, out: str, *, quiet: bool) -> dict[str, Any]:
+def _run(run: RewardModelRun, out: str, *, redo: bool, allow_inexact: bool, quiet: bool) -> dict[str, Any]:
     """The stage in a run's folder; it is done once, as in a whole run."""
     from pathlib import Path
 
@@ -100,11 +104,20 @@ def _run(run: RewardModelRun, out: str, *, quiet: bool) -> dict[str, Any]:
     data = read_reward_data(section, seed=seed)
     for note in [] if quiet else data.notes:
         sys.stderr.write(f"note: {plain(note)}\n")
-    with RunFolder(out, Path(out).name) as folder:
+    with RunFolder(out, Path(out).name, redo=redo) as folder:
         stage = folder.stage(
             "reward_model",
             made_from(section, data, model, seed=seed, bf16=bf16),
-            lambda path: reward_model(section, data, path, model=model, seed=seed, bf16=bf16, show=not quiet),
+            lambda path: reward_model(
+                section,
+                data,
+                path,
+                model=model,
+                seed=seed,
+                bf16=bf16,
+                show=not quiet,
+                allow_inexact=allow_inexact,
+            ),
         )
     metrics = json.loads((stage.folder / METRICS).read_text(encoding="utf-8"))
     return {"what": stage.what, "model": str(stage.folder / MODEL), "metrics": metrics}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exoalign.cli_options import AsJson, Quiet, Redo
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -41,8 +43,9 @@ def sample(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the model's repository brings.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")] = False,
+    redo: Redo = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw completions from a model, with token ids and log-probs. Run again, it goes on where it was interrupted."""
     for name, value, most in (("--temperature", temperature, math.inf), ("--top-p", top_p, 1.0)):
@@ -72,7 +75,7 @@ def sample(
     policy = ModelSection(path=model, precision=precision, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
     rows = read_prompts(Source(prompts, adapter, split, subset, revision), limit=limit)
     try:
-        what, folder = _run(section, policy, rows, Path(out), k=k, seed=seed, show=not quiet)
+        what, folder = _run(section, policy, rows, Path(out), k=k, seed=seed, redo=redo, show=not quiet)
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: what is drawn is kept; run the same command again to go on\n")
         raise typer.Exit(130) from None
@@ -85,7 +88,15 @@ def sample(
 
 
 def _run(
-    section: SampleSection, model: ModelSection, rows: list[PromptRow], out: Path, *, k: int, seed: int, show: bool
+    section: SampleSection,
+    model: ModelSection,
+    rows: list[PromptRow],
+    out: Path,
+    *,
+    k: int,
+    seed: int,
+    redo: bool,
+    show: bool,
 ) -> tuple[str, Path]:
     """The run's only stage: a few words on it, and its folder."""
     import torch
@@ -128,6 +139,6 @@ def _run(
         "prompts": prompts,
         "rows": [row.row for row in rows],
     }
-    with RunFolder(out, out.name) as folder:
+    with RunFolder(out, out.name, redo=redo) as folder:
         done = folder.stage("sample", made_from, work)
     return done.what, done.folder

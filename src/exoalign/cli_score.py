@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exoalign.cli_options import AsJson, Quiet, Redo
+
 if TYPE_CHECKING:
     from exoalign.config_reward import RewardSection
     from exoalign.groups import Group
@@ -38,9 +40,9 @@ def score(
     adapter: Annotated[str | None, typer.Option(help="The schema of the rows of --data, e.g. alpaca_eval.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many groups.")] = None,
     explain: Annotated[int, typer.Option(min=0, help="Show the best and the worst completion of so many groups.")] = 0,
-    redo: Annotated[bool, typer.Option("--redo", help="Score anew where OUT holds scores of something else.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")] = False,
+    redo: Redo = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score completions by functions, reward models and servers; each has its column, and rewards are their weighted sum."""
     section = _section(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exoalign.cli_options import AsJson, Inexact, Quiet, Redo
+
 if TYPE_CHECKING:
     from exoalign.config_runs import SftRun
 
@@ -38,12 +40,10 @@ def sft(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. sft.learning_rate=1e-5 seed=1")
     ] = None,
-    redo: Annotated[bool, typer.Option("--redo", help="Do anew what stands there made from something else.")] = False,
-    allow_inexact: Annotated[
-        bool, typer.Option("--allow-inexact", help="Go on with training although a file of its checkpoint is gone.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results and errors only.")] = False,
+    redo: Redo = False,
+    allow_inexact: Inexact = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on examples (supervised): the model that is then sampled from and aligned."""
     from exoalign.config_runs import SftRun
