@@ -170,7 +170,7 @@ KNOWN = [
     ("imdb_prompts", IMDB, {"prompt": "One two  three four five six, seven eight."}),
     ("imdb_prompts", {"text": "Two words", "label": -1}, {"prompt": "Two words"}),
     ("rt_polarity", {"text": "a gem .", "label": 1}, {"text": "a gem .", "label": 1}),
-    ("rt_polarity_prompts", {"text": "a gem .", "label": 1}, {"prompt": "a gem ."}),
+    ("rt_polarity_prompts", {"text": "a gem , with all its  flaws .", "label": 1}, {"prompt": "a gem , with"}),
     ("rt_polarity", {"text": "a gem .", "label": 1.0}, {"text": "a gem .", "label": 1.0}),
     (
         "ultrafeedback",
