@@ -68,7 +68,8 @@ FORMS = "expected a path or hub id, or a section with `path` in it, or a list of
         ),
         (
             "train:\n    - path: a.jsonl\n    - 3", 6,
-            "`data.train.1` is 3; expected a section with the keys path, adapter, split, subset, revision, limit, weight,",
+            "`data.train.1` is 3; expected a section with the keys path, adapter, split, subset, revision, limit, weight,"
+            " local",
         ),
         (
             "train:\n    - path: a.jsonl\n      weight: 1\n    - path: b.jsonl", 4,

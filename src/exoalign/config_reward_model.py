@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from exoalign.config_data import Count, DataSection, Positive, Section
-from exoalign.config_train import LoraSection
+from exoalign.config_data import Count, DataSection, Positive
+from exoalign.config_train import TrainingSection
 
 RewardKind = Literal["ranking", "classifier"]
 
 
-class RewardModelSection(Section):
+class RewardModelSection(TrainingSection):
     """A reward model, trained on preferences (`kind: ranking`) or on labelled texts (`kind: classifier`).
 
     A ranking learns from pairs (Bradley and Terry), and from ratings, rankings or K completions with rewards (Plackett and
@@ -22,9 +22,8 @@ class RewardModelSection(Section):
     is added to the loss, which keeps rewards around 0 (0.01 in the paper). Inputs longer than `max_tokens`, or than the model
     takes, are cut at the left.
 
-    `groups_per_step` groups or texts make one optimizer step; `max_tokens_per_pass` tokens go through the model at once. A
-    checkpoint is kept every `checkpoint_minutes`. `lora` trains an adapter, which is merged into the model that is saved.
-    `trainer` holds any further argument of transformers' `TrainingArguments`.
+    `groups_per_step` groups or texts make one optimizer step (see `TrainingSection` too). An adapter (`lora`) is merged into
+    the model that is saved.
     """
 
     data: DataSection
@@ -34,12 +33,7 @@ class RewardModelSection(Section):
     centring: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_tokens: Annotated[int, Field(ge=2)] | None = None
     learning_rate: Positive = 1e-5
-    epochs: Positive = 1.0
     groups_per_step: Count = 16
-    max_tokens_per_pass: Count | Literal["auto"] = "auto"
-    checkpoint_minutes: Positive = 10.0
-    lora: LoraSection | None = None
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> RewardModelSection:
@@ -56,9 +50,5 @@ class RewardModelSection(Section):
         if self.lora is not None and self.lora.quantize is not None:
             raise ValueError(
                 "`lora.quantize` has no effect here: the adapter is merged into weights of 32 bits; leave it out"
-            )
-        if self.lora is not None and self.lora.dropout and self.trainer.get("disable_dropout", True):
-            raise ValueError(
-                "`lora.dropout` has no effect while all dropout is off; set trainer.disable_dropout to false too"
             )
         return self

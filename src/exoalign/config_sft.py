@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from exoalign.config_data import Count, DataSection, Positive, Section
-from exoalign.config_train import LoraSection
+from exoalign.config_data import Count, DataSection, Positive
+from exoalign.config_train import TrainingSection
 
 LossOn = Literal["completions", "all"]
 """Which tokens are learnt: of completions (in a conversation what the assistant wrote), or the prompt's and all others' too."""
 
 
-class SftSection(Section):
+class SftSection(TrainingSection):
     """Supervised fine-tuning on examples, before everything else: what comes out is the policy and the reference of `align`.
 
     `data` are examples: plain texts, conversations, prompts with a reply, or groups, of which the best completion is learnt.
     `loss_on` says which of their tokens: those of `completions`, or `all`. Every token weighs the same.
 
-    `rows_per_step` examples make one optimizer step; `max_tokens_per_pass` tokens go through the model at once (`auto`: as many
-    as are of use and fit into memory). Memory grows with the second, and the result depends on the first only.
-    `lora` trains an adapter, which is merged into the model at the end, so that all that follows has a plain model to work
-    with; `merge: false` leaves the adapter as it is, and so does `lora.quantize`.
-    A checkpoint is written every `checkpoint_minutes`, so that a run that was stopped goes on from there.
-    `trainer` holds any further argument of transformers' `TrainingArguments`.
+    `rows_per_step` examples make one optimizer step (see `TrainingSection` too). An adapter (`lora`) is merged into the model
+    at the end, so that all that follows has a plain model to work with; `merge: false` leaves it as it is, and so does
+    `lora.quantize`.
     """
 
     data: DataSection
     loss_on: LossOn = "completions"
     learning_rate: Positive = 2e-5
-    epochs: Positive = 1.0
     rows_per_step: Count = 16
-    max_tokens_per_pass: Count | Literal["auto"] = "auto"
-    checkpoint_minutes: Positive = 10.0
-    lora: LoraSection | None = None
     merge: bool = True
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> SftSection:
@@ -44,8 +36,6 @@ class SftSection(Section):
             raise ValueError(
                 "`data.completions` has no effect here: of a group its best completion is learnt; leave it out"
             )
-        if self.lora is not None and self.lora.dropout and self.trainer.get("disable_dropout", True):
-            raise ValueError(
-                "`lora.dropout` has no effect while all dropout is off; set trainer.disable_dropout to false too"
-            )
+        if self.lora is None and "merge" in self.model_fields_set:
+            raise ValueError("`merge` has no effect without `lora`; leave it out")
         return self

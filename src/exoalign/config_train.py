@@ -34,15 +34,36 @@ class LoraSection(Section):
         return value
 
 
-class AlignSection(Section):
-    """The objective and its optimisation.
+class TrainingSection(Section):
+    """What all training has in common.
 
-    `groups_per_step` groups make one optimizer step; `max_tokens_per_pass` tokens go through the model at once (`auto`: as many
-    as are of use and fit into memory). Memory grows with the second, and the result depends on the first only.
-    `completions` chooses among those that were sampled, for example the best and the worst as a pair.
-    `lora` trains an adapter; without it all weights are trained. Every `checkpoint_minutes` what is trained so far is saved, so
-    that the same command goes on from there after an interruption.
+    `max_tokens_per_pass` tokens go through the model at once (`auto`: as many as are of use and fit into memory): memory grows
+    with it, and the result does not depend on it. `lora` trains an adapter; without it all weights are trained. Every
+    `checkpoint_minutes` what is trained so far is saved, so that the same command goes on from there after an interruption.
     `trainer` holds any further argument of transformers' `TrainingArguments`.
+    """
+
+    learning_rate: Positive = 1e-6
+    epochs: Positive = 1.0
+    max_tokens_per_pass: Count | Literal["auto"] = "auto"
+    checkpoint_minutes: Positive = 10.0
+    lora: LoraSection | None = None
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_dropout(self) -> TrainingSection:
+        if self.lora is not None and self.lora.dropout and self.trainer.get("disable_dropout", True):
+            raise ValueError(
+                "`lora.dropout` has no effect while all dropout is off; set trainer.disable_dropout to false too"
+            )
+        return self
+
+
+class AlignSection(TrainingSection):
+    """The objective and its optimisation (see `TrainingSection` too).
+
+    `groups_per_step` groups make one optimizer step. `completions` chooses among those that were sampled, for example the best
+    and the worst as a pair.
     """
 
     objective: ObjectiveName = "exo_rw"
@@ -51,13 +72,7 @@ class AlignSection(Section):
     beta_r: Positive = 0.5
     epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = None
     temperature: Positive | None = None
-    learning_rate: Positive = 1e-6
-    epochs: Positive = 1.0
     groups_per_step: Count = 8
-    max_tokens_per_pass: Count | Literal["auto"] = "auto"
-    checkpoint_minutes: Positive = 10.0
-    lora: LoraSection | None = None
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> AlignSection:
@@ -69,8 +84,4 @@ class AlignSection(Section):
         unread = {"beta_r"} if self.objective.endswith("_pref") else {"epsilon"}
         for name in sorted(unread & self.model_fields_set):
             raise ValueError(f"`{name}` has no effect with {self.objective}; leave it out")
-        if self.lora is not None and self.lora.dropout and self.trainer.get("disable_dropout", True):
-            raise ValueError(
-                "`lora.dropout` has no effect while all dropout is off; set trainer.disable_dropout to false too"
-            )
         return self
