@@ -115,7 +115,7 @@ class JudgeClient:
             raw = self._client.chat.completions.with_raw_response.create(**self.request(text))
             return self._answer(raw.http_response.text)
         except self._openai.APIStatusError as error:
-            body, code = error.response.text, error.status_code
+            body, code = self._without_key(error.response.text), error.status_code  # a traceback may show locals
             if code == 400 and _code(body) == "content_filter":
                 return Answer(None, "content_filter", "the server's content filter")
             hint = _HINTS.get(code, f"the question was on {where}" if code < 500 else "try again later")
