@@ -3,11 +3,14 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from judge_server import completion, prefers_good, question
@@ -350,3 +353,20 @@ def test_a_traceback_holds_no_key(httpserver, monkeypatch, tmp_path):
     told = "".join(traceback.TracebackException.from_exception(raised.value, capture_locals=True).format())
     assert "status 401: Incorrect API key provided: *** in Bearer ***" in told
     assert CANARY not in told
+
+
+# Its page.
+
+PAGE = (Path(__file__).parents[1] / "docs" / "judge.md").read_text()
+
+
+@pytest.mark.parametrize("command", re.findall(r"^exoalign judge .*$", PAGE, re.MULTILINE))
+def test_the_commands_of_its_page_run(command, exoalign, httpserver, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    handler = prefers_good if "pointwise" not in command else lambda request: completion("Score: 7")
+    httpserver.expect_request(PATH).respond_with_handler(handler)
+    for name, text in (("groups", "good 1"), ("aligned", "good 2"), ("base", "plain")):
+        write_table([Group(f"q{i}", (text, "dull")) for i in range(2)], tmp_path / f"{name}.parquet")
+    code, said, err = exoalign(*shlex.split(command.replace("http://localhost:8000", httpserver.url_for("")))[1:])
+    assert code == 0, err
+    assert "verdicts.jsonl" in said

@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README runs, on a tiny model instead of the demo's."""
+"""Every command and every Python block of the README and of docs/pipeline.md runs, on a tiny model instead of the demo's."""
 
 import json
 import re
@@ -13,8 +13,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+PIPELINE = (ROOT / "docs" / "pipeline.md").read_text()
+
+
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def commands(program: str) -> list[str]:
@@ -40,10 +43,13 @@ def workplace(tmp_path, monkeypatch, tiny_folder):
     return tmp_path
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("bash") if "exoalign " in block])
+@pytest.mark.parametrize(
+    "block", [block for page in (README, PIPELINE) for block in blocks("bash", page) if "exoalign " in block]
+)
 def test_commands_run(block, workplace, tiny_folder, monkeypatch, capsys):
     for command in [line for line in block.splitlines() if line.startswith("exoalign ")]:
-        arguments = [str(tiny_folder) if word == "demo" else word for word in shlex.split(command)]
+        words = shlex.split(command, comments=True)
+        arguments = [str(tiny_folder) if word == "demo" else word for word in words]
         monkeypatch.setattr("sys.argv", arguments)
         with pytest.raises(SystemExit) as stop:
             cli.main()
