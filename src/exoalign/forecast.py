@@ -32,10 +32,6 @@ class Forecast:
         """Of drawing so many tokens at most, as people say it; nothing where the architecture allows no forecast."""
         return self._time(2 * tokens, SAMPLING)
 
-    def reading(self, tokens: int) -> str:
-        """Of passing so many tokens through the model without gradients."""
-        return self._time(2 * tokens, EFFICIENCY)
-
     def training(self, tokens: float) -> str:
         """Of passing so many tokens forward and back."""
         return self._time(6 * tokens, EFFICIENCY)
