@@ -16,13 +16,13 @@ CHECKPOINTS = "checkpoints"
 
 def take_up(partial: Path) -> None:
     """Make the folder ready to go on in: what may be half goes, rows and checkpoints stay."""
-    clear(partial, but=("rows.", CHECKPOINTS))
+    _clear(partial, but=("rows.", CHECKPOINTS))
 
 
 def begin_anew(partial: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
     """Make the folder ready for other settings: rows made with those of `before` are put aside, rows of `now` taken up."""
     partial.mkdir(exist_ok=True)
-    clear(partial, but=("rows.",))
+    _clear(partial, but=("rows.",))
     if before is not None:
         _rename_rows(partial, "rows", f"rows.{fingerprint_of(before)}")
     _rename_rows(partial, f"rows.{fingerprint_of(now)}", "rows")
@@ -42,7 +42,7 @@ def _rename_rows(partial: Path, before: str, after: str) -> None:
             os.replace(rows, partial / f"{after}{ending}")
 
 
-def clear(partial: Path, *, but: tuple[str, ...]) -> None:
+def _clear(partial: Path, *, but: tuple[str, ...]) -> None:
     """Delete what an interrupted attempt left, which may be half, but for what begins with these names."""
     for path in partial.iterdir():
         if path.name.startswith(but):
