@@ -129,8 +129,7 @@ class ExoTrainer(GroupTrainer):
             if self.eval_dataset is not None:
                 self.eval_dataset = add_reference(self.eval_dataset, reference, cache=self.reference_cache, **shared)
         if self._ref_model is None:
-            kept = self.reference_cache is not None and self.reference_cache.used
-            largest = check_agreement(self.train_dataset, self.model, kept=kept, **shared)
+            largest = check_agreement(self.train_dataset, self.model, **shared)
             logger.info("policy and reference agree before step 1: largest |log-ratio| %.2g nats", largest)
         self._prepared = True
 
