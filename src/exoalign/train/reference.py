@@ -104,7 +104,6 @@ def add_reference(
         whole = {i for i, row in known.items() if None not in row}
         if cache:
             cache.asked, cache.reused = cache.asked + len(missing), cache.reused + len(whole)
-            cache.used |= any(value is not None for row in known.values() for value in row)
         if report and whole:
             report(len(whole))
         for chosen in planned(groups, missing, whole, model, max_tokens):

@@ -59,7 +59,6 @@ class ReferenceCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self.asked = self.reused = 0
-        self.used = False
 
     def summary(self) -> str:
         """`"72 of 72 reference groups from the cache"`, or nothing where none was."""
