@@ -67,7 +67,7 @@ def contents(folder):
 
 def test_pairs_become_winners_with_numbers(exoalign, httpserver, arguments, tmp_path):
     httpserver.expect_request(PATH).respond_with_handler(prefers_good)
-    code, said, err = exoalign(*arguments, "--json")
+    code, said, err = exoalign(*arguments, "--json", "--concurrency", 1)  # in order
     assert code == 0, err
     found = json.loads(said)
     assert found["agreement"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
@@ -252,22 +252,17 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(server, arguments,
     )
     assert start(arguments, server, tmp_path / "whole").wait(60) == 0
     assert len(count) == 20
-    kills = 0
-    while kills < 30:
+    for _ in range(4):
         before = len(count)
         process = start(arguments, server, tmp_path / "killed", "--concurrency", 2)
-        while len(count) == before and process.poll() is None:
+        while len(count) == before:
+            assert process.poll() is None, process.communicate()
             time.sleep(0.005)
         time.sleep(waited.random() * 0.1)
-        if process.poll() is not None:
-            break
         process.kill()
         process.communicate()
-        kills += 1
-    assert process.communicate()[0]
-    assert process.returncode == 0
-    assert kills > 3
-    assert len(count) <= 20 + 20 + 2 * kills  # at most those that were under way are asked again
+    assert start(arguments, server, tmp_path / "killed").wait(60) == 0
+    assert 20 + 20 <= len(count) <= 20 + 20 + 4 * 2  # at most those that were under way are asked again
     assert contents(tmp_path / "killed" / "judge") == contents(tmp_path / "whole" / "judge")
 
 
@@ -338,20 +333,21 @@ def test_a_key_appears_nowhere(name, httpserver, arguments, tmp_path):
         assert CANARY.encode() not in path.read_bytes(), path
 
 
-def test_a_traceback_holds_no_key(httpserver, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["401", "400", "500", "html", "error in 200"])
+def test_a_traceback_holds_no_key(name, httpserver, monkeypatch, tmp_path):
     """Of whoever uses the library: with all that is chained to the error, and the locals of its frames."""
     import traceback
 
     from exoalign.rewards.judge import Judge, Question
 
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
-    httpserver.expect_request(PATH).respond_with_response(ERRORS["401"])
+    httpserver.expect_request(PATH).respond_with_response(ERRORS[name])
     section = JudgeSection(url=httpserver.url_for("/v1"), model="m", retries=0)
     with pytest.raises(JudgeError) as raised:
         Judge(section, tmp_path / "rows.sqlite").ask([Question("q", "w")])
     assert raised.value.__context__ is raised.value.__cause__ is None
     told = "".join(traceback.TracebackException.from_exception(raised.value, capture_locals=True).format())
-    assert "status 401: Incorrect API key provided: *** in Bearer ***" in told
+    assert "***" in str(raised.value)
     assert CANARY not in told
 
 

@@ -113,9 +113,9 @@ class JudgeClient:
         failure: tuple[str, str]
         try:
             raw = self._client.chat.completions.with_raw_response.create(**self.request(text))
-            return self._answer(raw.http_response.text)
+            return self._answer(self._without_key(raw.http_response.text))  # a traceback may show locals
         except self._openai.APIStatusError as error:
-            body, code = self._without_key(error.response.text), error.status_code  # a traceback may show locals
+            body, code = self._without_key(error.response.text), error.status_code
             if code == 400 and _code(body) == "content_filter":
                 return Answer(None, "content_filter", "the server's content filter")
             hint = _HINTS.get(code, f"the question was on {where}" if code < 500 else "try again later")
@@ -126,7 +126,8 @@ class JudgeClient:
                 "raise judge.timeout, or ask with less concurrency",
             )
         except self._openai.APIConnectionError as error:
-            failure = f"cannot be reached: {_short(str(error.__cause__ or error))}", "start it, or check judge.url"
+            reason = _short(self._without_key(str(error.__cause__ or error)))
+            failure = f"cannot be reached: {reason}", "start it, or check judge.url"
         raise JudgeError(self._told(*failure))
 
     def _answer(self, body: str) -> Answer | str:
@@ -143,24 +144,19 @@ class JudgeClient:
         usage = found.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         return Answer(
-            self._text(message.get("content")),
-            self._text(choice.get("finish_reason")),
-            self._text(message.get("refusal")),
+            _text(message.get("content")),
+            _text(choice.get("finish_reason")),
+            _text(message.get("refusal")),
             _count(usage.get("prompt_tokens")),
             _count(usage.get("completion_tokens")),
         )
 
-    def _text(self, value: Any) -> str | None:
-        return self._without_key(value) if isinstance(value, str) else None
-
     def _told(self, what: str, hint: str) -> str:
         tries = self.section.retries + 1
-        return self._without_key(
-            f"the judge at {self.section.url} {what}; {hint}. At most {tries} tries a question. What it answered before is kept"
-        )
+        return f"the judge at {self.section.url} {what}; {hint}. At most {tries} tries a question. What it answered is kept"
 
     def _without_key(self, text: str) -> str:
-        """A server may say the key that it was sent."""
+        """What a server says, which may be the key that it was sent."""
         return text.replace(self._key, "***") if self._key else text
 
 
@@ -196,6 +192,10 @@ def _code(body: str) -> Any:
         return found["error"]["code"]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _count(value: Any) -> int:
