@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from exoalign.config_reward import RewardSection
 from exoalign.data.formats import read_groups
@@ -261,3 +262,26 @@ def test_a_reward_model_is_a_scorer(tmp_path, tiny_folder, tiny_tokenizer):
     first, _ = read_table(tmp_path / "groups.parquet")
     assert first.rewards == first.scores["trained"]
     assert len(set(first.rewards)) == 3
+
+
+def test_a_judge_is_a_column_beside_a_function(httpserver, tmp_path):
+    """Its answers are kept: after a failure of another scorer none is asked for again."""
+    answer = {
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Score: 7"}}]
+    }
+    httpserver.expect_request("/v1/chat/completions").respond_with_json(answer)
+    judge = {"url": httpserver.url_for("/v1"), "model": "m", "kind": "pointwise"}
+    section = RewardSection.model_validate({"scorers": [{"judge": judge, "weight": 0.5}, {"function": "length"}]})
+    for _ in range(2):
+        score(GROUPS, section, build_scorers(section, folder=tmp_path), tmp_path, show=False)
+        (tmp_path / "rows.sqlite").unlink()
+    completions = [completion for group in GROUPS for completion in group.completions]
+    assert len(httpserver.log) == len({(g.prompt, c) for g in GROUPS for c in g.completions}) <= len(completions)
+    for group in read_table(tmp_path / "groups.parquet"):
+        assert group.scores["judge"] == (7.0,) * group.k
+        assert group.rewards == tuple(3.5 + words for words in group.scores["length"])
+
+
+def test_a_judge_of_pairs_gives_no_numbers():
+    with pytest.raises(ValidationError, match="pairwise, and a scorer gives each completion a number"):
+        RewardSection.model_validate({"scorers": [{"judge": {"url": "http://localhost/v1", "model": "m"}}]})

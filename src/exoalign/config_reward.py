@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from exoalign.config_data import Count, Positive, Section
+from exoalign.config_judge import JudgeSection
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 TRAINED = "trained"
 """What a scorer calls the reward model that the run has trained itself."""
-KINDS = ("function", "model", "server")
+KINDS = ("function", "model", "server", "judge")
 _OWN = {
     "function": {"arguments"},
     "model": {"input", "positive_label", "revision", "trust_remote_code"},
@@ -23,7 +24,8 @@ _OWN = {
 
 
 class ScorerSection(Section):
-    """One scorer, which fills a column of scores. Exactly one of `function`, `model` and `server` says what it is.
+    """One scorer, which fills a column of scores. Exactly one of `function`, `model`, `server` and `judge` says
+    what it is.
 
     `function` is a short name (`sentiment`, `length`, `regex`, `repetition`, `readability`, `if_verifiable`) or
     `module:function`; `arguments` are its keyword arguments.
@@ -33,6 +35,8 @@ class ScorerSection(Section):
 
     `server` is the URL of a reward server, asked for `batch_size` completions at a time, with `concurrency` requests under way,
     each at most `timeout` seconds long and asked again at most `retries` times.
+
+    `judge` is a section like the recipe's own (see `JudgeSection`) with `kind: pointwise`: a language model's score.
 
     The column is called `name`. The reward is the sum over all scorers of `weight` times the column, which is kept within
     `clip` (lowest, highest) first; a weight of 0 keeps a column for the eye alone.
@@ -46,6 +50,7 @@ class ScorerSection(Section):
     revision: str | None = None
     trust_remote_code: bool = False
     server: str | None = None
+    judge: JudgeSection | None = None
     batch_size: Count = 32
     concurrency: Count = 4
     timeout: Positive = 60.0
@@ -80,18 +85,24 @@ class ScorerSection(Section):
             unread = sorted(keys & self.model_fields_set)
             if kind != given[0] and unread:
                 raise ValueError(f"`{unread[0]}` is read with `{kind}` only, and this scorer is a {given[0]}")
+        if self.judge is not None and self.judge.kind != "pointwise":
+            raise ValueError(
+                "`judge.kind` is pairwise, and a scorer gives each completion a number: set it to pointwise"
+            )
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"`clip` is {self.clip[0]:g} to {self.clip[1]:g}; expected the lower bound first")
         return self
 
     @property
     def column(self) -> str:
-        """The name of its column: its own, else that of the function or of the model's folder, or `server`."""
+        """The name of its column: its own, else that of the function or of the model's folder, or `server`, or `judge`."""
         if self.name is not None:
             return self.name
         if self.function is not None:
             return self.function.rpartition(":")[2]
-        return "server" if self.model is None else self.model.rstrip("/").rpartition("/")[2] or self.model
+        if self.model is not None:
+            return self.model.rstrip("/").rpartition("/")[2] or self.model
+        return "server" if self.server is not None else "judge"
 
 
 class RewardSection(Section):
