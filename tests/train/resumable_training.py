@@ -78,7 +78,9 @@ def child(request: dict) -> int:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        sys.exit(child(json.loads(sys.argv[1])))
+        # no tidying up: torch's gloo thread may want the interpreter's lock to drop its last tensor, while the main thread
+        # holds it and waits for that thread in the destructor of the process group (seen with torch 2.13)
+        os._exit(child(json.loads(sys.argv[1])))
     for line in sys.stdin:
         Path(json.loads(line)["folder"]).mkdir(exist_ok=True)
         pid = os.fork()

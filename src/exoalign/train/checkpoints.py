@@ -143,7 +143,9 @@ class _Keeper(TrainerCallback):
         if self.found is not None:
             self.trainer.restore_notes(self.found)
         self._saved = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
+        if (
+            threading.current_thread() is threading.main_thread() and not self._before
+        ):  # auto_find_batch_size begins again
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
