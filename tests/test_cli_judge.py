@@ -202,6 +202,16 @@ def test_wrong_options_are_told(exoalign, arguments, monkeypatch, pairs, option,
     assert CANARY not in err
 
 
+def test_another_run_asks_only_what_is_new(exoalign, httpserver, arguments, tmp_path):
+    httpserver.expect_request(PATH).respond_with_handler(prefers_good)
+    assert exoalign(*arguments)[0] == 0
+    arguments[arguments.index("--out") + 1] = tmp_path / "again"
+    assert exoalign(*arguments)[0] == 0
+    assert len(httpserver.log) == 20
+    assert exoalign(*arguments, "--max-tokens", 8, "--redo")[0] == 0  # another question
+    assert len(httpserver.log) == 40
+
+
 # Killed.
 
 
@@ -216,7 +226,8 @@ def start(arguments, server, out, *more) -> subprocess.Popen:
     command = [sys.executable, "-m", "exoalign", *map(str, arguments), *map(str, more)]
     command[command.index("--url") + 1] = server.url_for("/v1")
     command[command.index("--out") + 1] = str(out)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    own = os.environ | {"EXOALIGN_CACHE": f"{out}_cache"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
 
 
 def test_after_a_kill_no_call_is_made_twice(server, arguments, tmp_path):
@@ -326,9 +337,10 @@ def test_a_key_appears_nowhere(name, httpserver, arguments, tmp_path):
     assert CANARY not in done.stdout
     assert CANARY not in done.stderr
     assert ("***" in done.stderr) == (name in ERRORS and name not in ("answer", "refusal"))
-    files = [path for path in (log, *out.rglob("*")) if path.is_file()]
+    cache = Path(os.environ["EXOALIGN_CACHE"])
+    files = [path for path in (log, *out.rglob("*"), *cache.rglob("*")) if path.is_file()]
     assert log.stat().st_size > 1000
-    assert any(path.name.startswith("rows.sqlite") or path.name == "verdicts.jsonl" for path in files)
+    assert any(path.name.startswith("answers.sqlite") or path.name == "verdicts.jsonl" for path in files)
     for path in files:
         assert CANARY.encode() not in path.read_bytes(), path
 

@@ -273,7 +273,7 @@ def test_a_judge_is_a_column_beside_a_function(httpserver, tmp_path):
     judge = {"url": httpserver.url_for("/v1"), "model": "m", "kind": "pointwise"}
     section = RewardSection.model_validate({"scorers": [{"judge": judge, "weight": 0.5}, {"function": "length"}]})
     for _ in range(2):
-        score(GROUPS, section, build_scorers(section, folder=tmp_path), tmp_path, show=False)
+        score(GROUPS, section, build_scorers(section), tmp_path, show=False)
         (tmp_path / "rows.sqlite").unlink()
     completions = [completion for group in GROUPS for completion in group.completions]
     assert len(httpserver.log) == len({(g.prompt, c) for g in GROUPS for c in g.completions}) <= len(completions)

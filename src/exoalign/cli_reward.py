@@ -85,8 +85,8 @@ def _run(run: RewardModelRun, out: str, *, redo: bool, allow_inexact: bool, quie
     """The stage in a run's folder; it is done once, as in a whole run."""
     from pathlib import Path
 
-    from exoalign.models import native_bfloat16, quiet_libraries
-    from exoalign.progress import plain
+    from exoalign.models import computes_in_bfloat16, quiet_libraries
+    from exoalign.progress import plain, show_warnings
     from exoalign.stages_reward_model import (
         METRICS,
         MODEL,
@@ -98,8 +98,9 @@ def _run(run: RewardModelRun, out: str, *, redo: bool, allow_inexact: bool, quie
     from exoalign.store import RunFolder
 
     quiet_libraries()
+    show_warnings(enabled=not quiet)
     model, section, seed = run.model, run.reward_model, run.seed
-    bf16 = model.precision == "bfloat16" or (model.precision == "auto" and native_bfloat16())
+    bf16 = computes_in_bfloat16(model.precision)
     reward_arguments(section, seed=seed, bf16=bf16, output_dir=out)  # refuses wrong settings before any work
     data = read_reward_data(section, seed=seed)
     for note in [] if quiet else data.notes:

@@ -103,11 +103,11 @@ def _run(
 
     from exoalign import stages_sample
     from exoalign.models import (
+        computes_in_bfloat16,
         context_length,
         identity,
         load_model,
         load_tokenizer,
-        native_bfloat16,
         quiet_libraries,
     )
     from exoalign.progress import Progress
@@ -119,7 +119,7 @@ def _run(
     tokenizer, context = load_tokenizer(model.path, **own), context_length(model.path, **own)
     prompts, sources = [row.prompt for row in rows], [row.source for row in rows]
     encode_prompts(tokenizer, prompts, sources, context=context, room=section.max_new_tokens)  # before any weight
-    bf16 = model.precision == "bfloat16" or (model.precision == "auto" and native_bfloat16())
+    bf16 = computes_in_bfloat16(model.precision)
     settings = stages_sample.settings_of(section, k=k, seed=seed)
     dtype = torch.bfloat16 if bf16 else torch.float32
 

@@ -185,7 +185,7 @@ def _run(
     made_from = {"groups": content(groups), "reward": record_of(section)}
 
     def work(path: Path) -> str:
-        return score(groups, section, build_scorers(section, folder=path), path, show=show)
+        return score(groups, section, build_scorers(section), path, show=show)
 
     with RunFolder(out, Path(out).name, redo=redo) as folder:
         return folder.stage("score", made_from, work)

@@ -78,7 +78,7 @@ def _run(run: SftRun, out: str, *, redo: bool, allow_inexact: bool, quiet: bool)
     """The stage in a run's folder; it is done once, as in a whole run."""
     from pathlib import Path
 
-    from exoalign.models import context_length, load_tokenizer, native_bfloat16, quiet_libraries
+    from exoalign.models import computes_in_bfloat16, context_length, load_tokenizer, quiet_libraries
     from exoalign.progress import plain, show_warnings
     from exoalign.stages_sft import METRICS, MODEL, check_sft, made_from, read_sft_data, sft
     from exoalign.store import RunFolder
@@ -90,7 +90,7 @@ def _run(run: SftRun, out: str, *, redo: bool, allow_inexact: bool, quiet: bool)
     quiet_libraries()
     show_warnings(enabled=not quiet)
     model, section, seed = run.model, run.sft, run.seed
-    bf16 = model.precision == "bfloat16" or (model.precision == "auto" and native_bfloat16())
+    bf16 = computes_in_bfloat16(model.precision)
     check_sft(section, model, seed=seed, bf16=bf16)
     remote: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     tokenizer, context = load_tokenizer(model.path, **remote), context_length(model.path, **remote)

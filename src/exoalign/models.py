@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,16 +99,26 @@ def load_model(
     except Exception as error:
         raise ModelError(explain_failure(path, error)) from error
     model: PreTrainedModel = loaded[0]
-    # transformers fills what is missing with random numbers
-    wrong = [f"{name} is missing" for name in sorted(loaded[1]["missing_keys"])]
-    wrong += [f"{name} is {list(a)}, expected {list(b)}" for name, a, b in sorted(loaded[1]["mismatched_keys"])]
+    expected = "a causal language model with all its weights"
+    refuse_incomplete(f"model {path}", model, loaded[1]["missing_keys"], loaded[1]["mismatched_keys"], expected)
+    return model if bits else model.to(device or default_device())  # type: ignore[arg-type]
+
+
+def refuse_incomplete(
+    called: str, model: Any, missing: Collection[str], mismatched: Collection[tuple[str, Any, Any]], expected: str
+) -> None:
+    """Refuse a model whose folder lacks weights, or has some of another size: transformers would fill in random numbers.
+
+    Raises:
+        ModelError: naming the first of them.
+    """
+    wrong = [f"{name} is missing" for name in sorted(missing)]
+    wrong += [f"{name} is {list(a)}, expected {list(b)}" for name, a, b in sorted(mismatched)]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ModelError(
-            f"model {path} is no complete {type(model).__name__}: {'; '.join(wrong[:3])}{more}; expected a causal language"
-            " model with all its weights"
+            f"{called} is no complete {type(model).__name__}: {'; '.join(wrong[:3])}{more}; expected {expected}"
         )
-    return model if bits else model.to(device or default_device())  # type: ignore[arg-type]
 
 
 def load_tokenizer(
@@ -208,6 +218,11 @@ def native_bfloat16(device: torch.device | None = None) -> bool:
             return "bf16" in Path("/proc/cpuinfo").read_text()
         return False
     return device.type == "xpu"
+
+
+def computes_in_bfloat16(precision: str) -> bool:
+    """Whether a recipe's `model.precision` means bfloat16 on this machine: `auto` does where the hardware has it."""
+    return precision == "bfloat16" or (precision == "auto" and native_bfloat16())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from exoalign.estimate.shapes import DataShape, shape_of
 from exoalign.files import write_text
 from exoalign.groups import Group, completion_text, prompt_text
 from exoalign.inputs import Data
-from exoalign.models import load_tokenizer, native_bfloat16
+from exoalign.models import computes_in_bfloat16, load_tokenizer
 from exoalign.plan import Done, Say, carry_out, described, plan
 from exoalign.progress import plain
 from exoalign.report import write_page
@@ -98,7 +98,7 @@ def estimate(recipe: Recipe, shape: DataShape | None = None) -> Estimate:
         raise ConfigError(
             f"align.lora.quantize={lora.quantize}: an estimate counts weights of 32 bits, not of 4; leave it out to have that"
         )
-    arguments = stages.training_arguments(recipe, bf16=_bf16(recipe))
+    arguments = stages.training_arguments(recipe, bf16=computes_in_bfloat16(recipe.model.precision))
     model: Any = skeleton(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
     if (adapter := adapter_settings(recipe)) is not None:
         model = adapters.wrap(model, adapter)
@@ -110,12 +110,7 @@ def estimate(recipe: Recipe, shape: DataShape | None = None) -> Estimate:
 def _context(recipe: Recipe, show: bool) -> stages.Context:
     section = recipe.model
     tokenizer = load_tokenizer(section.path, revision=section.revision, trust_remote_code=section.trust_remote_code)
-    return stages.Context(recipe, tokenizer, _bf16(recipe), show)
-
-
-def _bf16(recipe: Recipe) -> bool:
-    precision = recipe.model.precision
-    return precision == "bfloat16" or (precision == "auto" and native_bfloat16())
+    return stages.Context(recipe, tokenizer, computes_in_bfloat16(recipe.model.precision), show)
 
 
 def _report(recipe: Recipe, folder: Path, done: Done, notes: Sequence[str]) -> dict[str, Any]:

@@ -152,14 +152,14 @@ def reward(context: Context, groups_file: Path, folder: Path, *, trained: Path |
         trained: the folder of the run's own reward model, where it has one.
     """
     groups = read_table(groups_file)
-    return stages_score.score(groups, *scorers_of(context, folder, trained), folder, show=context.show)
+    return stages_score.score(groups, *scorers_of(context, trained), folder, show=context.show)
 
 
-def scorers_of(context: Context, folder: Path, trained: Path | None) -> tuple[RewardSection, list[Scorer]]:
+def scorers_of(context: Context, trained: Path | None) -> tuple[RewardSection, list[Scorer]]:
     """The recipe's section, and its scorers, ready to be called."""
     section = context.recipe.reward
     assert section is not None
-    return section, build_scorers(section, folder=folder, trained=trained, bf16=context.bf16)
+    return section, build_scorers(section, trained=trained, bf16=context.bf16)
 
 
 def chosen(context: Context, groups: Iterable[Group]) -> list[Group]:

@@ -51,7 +51,7 @@ def evaluate_samples(
     recipe = context.recipe
     settings = replace(context.settings(k=recipe.evaluate.k, seed=recipe.seed + 1), top_p=1.0, top_k=0)
     models = {"base": context.load(), "aligned": context.load(aligned)}
-    section, scorers = scorers_of(context, folder, trained)
+    section, scorers = scorers_of(context, trained)
     groups = {}
     for name, model in models.items():
         drawn = _draw(context, model, rows, settings, folder, name)

@@ -27,8 +27,7 @@ from exoalign.rewards.comparisons import Case, Judged
 from exoalign.rewards.judge import Judge
 from exoalign.rewards.judge_prompt import JudgePrompt, load_judge_prompt
 
-ROWS, VERDICTS, GROUPS, METRICS, SUMMARY = (
-    "rows.sqlite",
+VERDICTS, GROUPS, METRICS, SUMMARY = (
     "verdicts.jsonl",
     "groups.parquet",
     "metrics.json",
@@ -83,11 +82,11 @@ def judging(
 
 
 def judge(work: Judging, folder: Path, *, show: bool = True, say: Callable[[str], None] = lambda line: None) -> str:
-    """Ask the judge and write what comes of it. Answers that an earlier attempt left in `folder` are not asked for again.
+    """Ask the judge and write what comes of it. What it has answered before, in whatever run, is not asked again.
 
     Args:
         work: from `judging`.
-        folder: to write to; `rows.sqlite` in it keeps the answers.
+        folder: to write to.
         show: show progress on stderr.
         say: takes a line for the user.
 
@@ -102,7 +101,7 @@ def judge(work: Judging, folder: Path, *, show: bool = True, say: Callable[[str]
     control = comparisons.controls(cases, section.control)
     asked = comparisons.questions_of([*cases, *control], prompt, seed=work.seed)
     flat = [question for questions in asked for question in questions]
-    asker = Judge(section, folder / ROWS)
+    asker = Judge(section)
     left = len(asker.missing(flat))
     calls = len({question.text for question in flat})
     for line in [

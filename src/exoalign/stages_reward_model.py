@@ -17,7 +17,7 @@ from exoalign.config import ModelSection
 from exoalign.config_reward_model import RewardModelSection
 from exoalign.data.contents import Commits
 from exoalign.data.group_table import build
-from exoalign.data.prepare import Prepared
+from exoalign.data.prepare import Sides
 from exoalign.data.reward_data import as_ranking, reward_data
 from exoalign.data.token_cache import default_folder
 from exoalign.errors import ConfigError
@@ -43,16 +43,8 @@ EVALUATED = 512
 
 
 @dataclass(frozen=True)
-class RewardData:
+class RewardData(Sides):
     """What a reward model is trained and measured on; both sides are read and checked before any work."""
-
-    train: Prepared
-    heldout: Prepared | None
-
-    @property
-    def made_from(self) -> dict[str, Any]:
-        """What both depend on, as JSON values."""
-        return {"train": self.train.made_from, "heldout": self.heldout.made_from if self.heldout else None}
 
     @property
     def notes(self) -> list[str]:

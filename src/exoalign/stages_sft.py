@@ -17,7 +17,7 @@ from exoalign.config import ModelSection
 from exoalign.config_sft import SftSection
 from exoalign.data import token_cache
 from exoalign.data.contents import Commits
-from exoalign.data.prepare import Prepared, prepare
+from exoalign.data.prepare import Prepared, Sides, prepare
 from exoalign.data.show import render_group
 from exoalign.errors import ConfigError
 from exoalign.evaluate.heldout import spread
@@ -44,18 +44,11 @@ EVALUATED = 512
 
 
 @dataclass(frozen=True)
-class SftData:
+class SftData(Sides):
     """Examples to train on and those held out (None where there are none), what was done to read them, and what to mind."""
 
-    train: Prepared
-    heldout: Prepared | None
     lines: list[str]
     notes: list[str]
-
-    @property
-    def made_from(self) -> dict[str, Any]:
-        """What both depend on, as JSON values."""
-        return {"train": self.train.made_from, "heldout": self.heldout.made_from if self.heldout else None}
 
 
 def read_sft_data(

@@ -137,7 +137,7 @@ def test_scores_are_rewards():
 def scorer(httpserver, tmp_path):
     def make(**settings) -> JudgeScorer:
         values = {"url": httpserver.url_for("/v1"), "model": "m", "kind": "pointwise", **settings}
-        return JudgeScorer(JudgeSection(**values), tmp_path / "rows.judge.sqlite", name="grade")
+        return JudgeScorer(JudgeSection(**values), name="grade")
 
     return make
 

@@ -53,6 +53,32 @@ class Prepared:
     temperatures: frozenset[float] = frozenset()
 
 
+@dataclass(frozen=True)
+class Sides:
+    """What is trained on, and what is held out (None where nothing is)."""
+
+    train: Prepared
+    heldout: Prepared | None
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What both depend on, as JSON values."""
+        return {"train": self.train.made_from, "heldout": self.heldout.made_from if self.heldout else None}
+
+
+def sources_of(data: DataSection, side: Side) -> list[SourceSection] | None:
+    """The data sets that one side is read from, None where nothing is held out. Of a share of them (`holdout`) all is read,
+    whatever their weights.
+    """
+    if side == "train":
+        return as_list(data.train, data.limit)
+    if data.evaluation is not None:
+        return as_list(data.evaluation, data.evaluation_limit)
+    if data.holdout is None:
+        return None
+    return [source.model_copy(update={"weight": None}) for source in as_list(data.train, data.limit)]
+
+
 def prepare(
     data: DataSection,
     side: Side,
@@ -84,13 +110,9 @@ def prepare(
     Raises:
         ExoalignError: naming the row, the data set or the setting.
     """
-    held_out = side == "heldout" and data.evaluation is None
-    if held_out and data.holdout is None:
+    sources = sources_of(data, side)
+    if sources is None:
         return None
-    if side == "heldout" and data.evaluation is not None:
-        sources = as_list(data.evaluation, data.evaluation_limit)
-    else:
-        sources = as_list(data.train, data.limit)
     settings: dict[str, Any] = {
         "completions": data.completions.model_dump(),
         "side": side if data.holdout is not None else None,
@@ -119,10 +141,10 @@ def prepare(
         here = {} if "commit" in known else {"path": None}  # a file may be moved: its bytes say which it is
         contents.append({**described, **here, **known})
     if not any(len(part.groups) for part in parts):
-        found = f"no group to {'hold out' if held_out else 'train on'}; expected at least one"
+        found = f"no group to {'hold out' if side == 'heldout' else 'train on'}; expected at least one"
         change = "the budgets" if any(part.told["tried"] for part in parts) else "`data.holdout`"
         raise DataError("\n".join([f"{found}; change {change} or the data", *notes]))
-    weights = [None if held_out else source.weight for source in sources]
+    weights = [source.weight for source in sources]
     groups, told = mixed(sources, [part.groups for part in parts], weights, seed)
     return Prepared(
         groups,

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exoalign.config_data import DataSection, SourceSection, as_list
+from exoalign.config_data import DataSection, SourceSection
 from exoalign.config_reward_model import RewardModelSection
 from exoalign.data.contents import Commits, content_of
 from exoalign.data.formats import stream_groups
 from exoalign.data.labelled import stream_labelled
 from exoalign.data.mix import Side, side_of, subsample
-from exoalign.data.prepare import Prepared, mixed, source_of
+from exoalign.data.prepare import Prepared, mixed, source_of, sources_of
 from exoalign.data.set_aside import SetAside
 from exoalign.data.token_cache import keep
 from exoalign.errors import DataError
@@ -46,13 +46,9 @@ def reward_data(
         DataError: naming the row or the group that the kind of reward model cannot learn from.
     """
     data = section.data
-    held_out = side == "heldout" and data.evaluation is None
-    if held_out and data.holdout is None:
+    sources = sources_of(data, side)
+    if sources is None:
         return None
-    if side == "heldout" and data.evaluation is not None:
-        sources = as_list(data.evaluation, data.evaluation_limit)
-    else:
-        sources = as_list(data.train, data.limit)
     settings = {
         "kind": section.kind,
         "completions": data.completions.model_dump(),
@@ -75,9 +71,9 @@ def reward_data(
         known = content.record or {"words": _words(part.groups)}
         contents.append({**described, **({} if "commit" in known else {"path": None}), **known})
     if not any(len(part.groups) for part in parts):
-        found = f"no group to {'hold out' if held_out else 'train on'}; expected at least one"
+        found = f"no group to {'hold out' if side == 'heldout' else 'train on'}; expected at least one"
         raise DataError("\n".join([f"{found}; change `data.holdout` or the data", *notes]))
-    weights = [None if held_out else source.weight for source in sources]
+    weights = [source.weight for source in sources]
     groups, lines = mixed(sources, [part.groups for part in parts], weights, seed)
     if section.kind == "ranking":
         notes += _check_ranking(groups, margin=section.margin)

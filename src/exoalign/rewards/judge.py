@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from exoalign.config_judge import JudgeSection
 from exoalign.errors import JudgeError
+from exoalign.files import cache_folder
 from exoalign.finished import Finished
 from exoalign.rewards.judge_client import Answer, JudgeClient
 
@@ -28,21 +29,29 @@ class Judge:
 
     Args:
         section: the server and the settings.
-        answers: the file that keeps them; a question that has its answer there is not asked again.
+        answers: the file that keeps them; a question that has its answer there is not asked again, by whatever run. None is the
+            one in `$EXOALIGN_CACHE`.
         report: called with 1 for each new answer.
 
     Raises:
         ConfigError: as `JudgeClient`.
     """
 
-    def __init__(self, section: JudgeSection, answers: Path, *, report: Callable[[int], None] = lambda n: None) -> None:
-        self.section, self.answers, self.report = section, answers, report
+    def __init__(
+        self, section: JudgeSection, answers: Path | None = None, *, report: Callable[[int], None] = lambda n: None
+    ) -> None:
+        self.section, self.report = section, report
+        self.answers = answers or cache_folder() / "judge" / "answers.sqlite"
         self._client = JudgeClient(section)
         self.notes = self._client.notes
 
+    def _kept(self) -> Finished:
+        self.answers.parent.mkdir(parents=True, exist_ok=True)
+        return Finished(self.answers, None)
+
     def missing(self, questions: Sequence[Question]) -> list[Question]:
         """The questions that have no answer yet, those with the same text once."""
-        with Finished(self.answers, None) as answers:
+        with self._kept() as answers:
             return self._missing(questions, answers)
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
@@ -52,7 +61,7 @@ class Judge:
             JudgeError: if the judge fails, or `max_calls` is spent; the answers that came are kept.
             StoreError: if they cannot be kept.
         """
-        with Finished(self.answers, None) as answers:
+        with self._kept() as answers:
             missing = self._missing(questions, answers)
             most = len(missing) if self.section.max_calls is None else self.section.max_calls
             self._ask(missing[:most], answers)

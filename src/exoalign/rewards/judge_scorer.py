@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from exoalign.config_judge import JudgeSection
@@ -19,7 +18,6 @@ class JudgeScorer:
 
     Args:
         section: the judge; its `kind` is pointwise.
-        answers: the file that keeps its answers, so that none is asked for twice.
         name: of its column.
         seed: of the delimiters.
 
@@ -27,14 +25,14 @@ class JudgeScorer:
         ConfigError: if the judge compares pairs, or cannot be set up.
     """
 
-    def __init__(self, section: JudgeSection, answers: Path, *, name: str = "judge", seed: int = 0) -> None:
+    def __init__(self, section: JudgeSection, *, name: str = "judge", seed: int = 0) -> None:
         if section.kind != "pointwise":
             raise ConfigError(
                 f"judge.kind is {section.kind}: a scorer gives each completion a number; set it to pointwise"
             )
         self.name, self.section, self.seed = name, section, seed
         self._prompt = load_judge_prompt(section.prompt, section.kind)
-        self._judge = Judge(section, answers)
+        self._judge = Judge(section)
 
     def identity(self) -> dict[str, Any]:
         """The server, the model, the question and the seed."""

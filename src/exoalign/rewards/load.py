@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from exoalign import adapters
 from exoalign.errors import ModelError
 from exoalign.logprobs.readout import score_head
-from exoalign.models import default_device, explain_failure, refuse_pickled_shards, resolve
+from exoalign.models import default_device, explain_failure, refuse_incomplete, refuse_pickled_shards, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,17 +68,11 @@ def load_reward_model(
     except Exception as error:
         raise ModelError(explain_failure(path, error)) from error
     model, told = loaded
-    missing = sorted(told["missing_keys"])
+    missing = list(told["missing_keys"])
     if begun:  # all but the layers of the model itself is new
         missing = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
-    wrong = [f"{name} is missing" for name in missing]
-    wrong += [f"{name} is {list(a)}, expected {list(b)}" for name, a, b in sorted(told["mismatched_keys"])]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelError(
-            f"reward model {path} is no complete {type(model).__name__}: {'; '.join(wrong[:3])}{more}; expected a sequence"
-            " classification model with all its weights, as `exoalign reward train` saves it"
-        )
+    expected = "a sequence classification model with all its weights, as `exoalign reward train` saves it"
+    refuse_incomplete(f"reward model {path}", model, missing, told["mismatched_keys"], expected)
     if fresh_labels is not None and model.config.num_labels != fresh_labels:
         raise ModelError(
             f"reward model {path} has {model.config.num_labels} labels, and {fresh_labels} are wanted: a ranking has 1, a"

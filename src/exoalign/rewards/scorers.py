@@ -82,21 +82,18 @@ class FunctionScorer:
         return scores_of(groups, self._function, name=self._told, arguments=self.arguments)
 
 
-def build_scorers(
-    section: RewardSection, *, folder: Path | None = None, trained: Path | None = None, bf16: bool = False
-) -> list[Scorer]:
+def build_scorers(section: RewardSection, *, trained: Path | None = None, bf16: bool = False) -> list[Scorer]:
     """The scorers that a recipe asks for, checked and loaded.
 
     Args:
         section: which ones.
-        folder: the stage's, where a judge's answers are kept.
         trained: the folder of the run's own reward model.
         bf16: reward models compute under bfloat16 autocast.
 
     Raises:
         RewardError, ModelError, ConfigError: if one cannot be had.
     """
-    return [_scorer(one, folder, trained, bf16) for one in section.all]
+    return [_scorer(one, trained, bf16) for one in section.all]
 
 
 def record_of(section: RewardSection) -> dict[str, Any]:
@@ -114,7 +111,7 @@ def record_of(section: RewardSection) -> dict[str, Any]:
 
 def _identity(section: ScorerSection) -> dict[str, Any]:
     if section.model is None:
-        return _scorer(section, None, None, False).identity()
+        return _scorer(section, None, False).identity()
     from exoalign.models import identity
 
     own = section.model == TRAINED
@@ -125,7 +122,7 @@ def _identity(section: ScorerSection) -> dict[str, Any]:
     }
 
 
-def _scorer(section: ScorerSection, folder: Path | None, trained: Path | None, bf16: bool) -> Scorer:
+def _scorer(section: ScorerSection, trained: Path | None, bf16: bool) -> Scorer:
     if section.function is not None:
         return FunctionScorer(section.function, section.arguments, name=section.column)
     if section.server is not None:
@@ -140,7 +137,7 @@ def _scorer(section: ScorerSection, folder: Path | None, trained: Path | None, b
     if section.judge is not None:
         from exoalign.rewards.judge_scorer import JudgeScorer
 
-        return JudgeScorer(section.judge, (folder or Path()) / "rows.judge.sqlite", name=section.column)
+        return JudgeScorer(section.judge, name=section.column)
     path = section.model
     if path == TRAINED:
         if trained is None:
