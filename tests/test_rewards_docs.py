@@ -63,4 +63,4 @@ def test_the_tables_are_those_of_the_code():
     keys = re.findall(
         r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \| (?:function|model|server|all) \|", PAGE, re.MULTILINE))
     )
-    assert {*keys, "function", "model", "server"} == set(ScorerSection.model_fields)
+    assert {*keys, "function", "model", "server", "judge"} == set(ScorerSection.model_fields)
