@@ -239,18 +239,25 @@ def test_at_most_so_many_are_under_way(judge):
     assert most[0] == 3
 
 
-def test_what_is_under_way_when_one_fails_is_kept(httpserver, judge):
+def test_what_is_under_way_when_one_fails_is_kept(judge):
+    failed = threading.Event()
+
     def handler(request):
         if question(request) == "question 0":
+            failed.set()
             return Response("no", status=400)
-        time.sleep(0.3)
+        failed.wait(30)
+        time.sleep(0.5)  # until the failure has come
         return completion("A")
 
-    httpserver.expect_request(PATH).respond_with_handler(handler)
-    with pytest.raises(JudgeError, match="400"):
-        judge(concurrency=3).ask(QUESTIONS)
-    assert len(httpserver.log) == 3
-    assert {q.text for q in judge().missing(QUESTIONS)} == {"question 0", "question 3", "question 4", "question 5"}
+    with HTTPServer(threaded=True) as server:
+        server.expect_request(PATH).respond_with_handler(handler)
+        url = server.url_for("/v1")
+        with pytest.raises(JudgeError, match="400"):
+            judge(url=url, concurrency=3).ask(QUESTIONS)
+        assert len(server.log) == 3
+        missing = judge(url=url).missing(QUESTIONS)
+    assert {q.text for q in missing} == {"question 0", "question 3", "question 4", "question 5"}
 
 
 def test_an_interrupt_keeps_what_is_under_way(httpserver, judge, monkeypatch):
