@@ -64,7 +64,7 @@ def test_every_recipe_that_ships_parses(path):
 
 
 def test_the_objectives_of_recipes_are_those_that_exist():
-    from exoalign.losses import OBJECTIVES
+    from exoalign.objectives import OBJECTIVES
 
     assert set(get_args(ObjectiveName)) == set(OBJECTIVES)
 

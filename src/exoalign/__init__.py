@@ -48,9 +48,10 @@ if TYPE_CHECKING:
     from exoalign.groups import Group, GroupBatch, Message
     from exoalign.listing import list_runs
     from exoalign.logprobs.engine import compare_policies, completion_logprobs
-    from exoalign.losses import OBJECTIVES, dpo_pref, dpo_rw, exo_pref, exo_rw
+    from exoalign.losses import dpo_pref, dpo_rw, exo_pref, exo_rw
     from exoalign.merging import merge
     from exoalign.models import load_model, load_tokenizer
+    from exoalign.objectives import OBJECTIVES, ipo, sft_best
     from exoalign.pipeline import dry_run, run
     from exoalign.recipe import load_recipe
     from exoalign.reward_losses import bradley_terry, plackett_luce
@@ -93,9 +94,10 @@ _HOMES = {
     "estimators": ["Interval", "cluster_bootstrap", "paired_difference"],
     "groups": ["Group", "GroupBatch", "Message"],
     "logprobs.engine": ["compare_policies", "completion_logprobs"],
-    "losses": ["OBJECTIVES", "dpo_pref", "dpo_rw", "exo_pref", "exo_rw"],
+    "losses": ["dpo_pref", "dpo_rw", "exo_pref", "exo_rw"],
     "merging": ["merge"],
     "models": ["load_model", "load_tokenizer"],
+    "objectives": ["OBJECTIVES", "ipo", "sft_best"],
     "listing": ["list_runs"],
     "pipeline": ["dry_run", "run"],
     "recipe": ["load_recipe"],
@@ -115,7 +117,7 @@ _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which one meets them
     "Group", "GroupBatch", "Message", "Recipe", "Interval", "OBJECTIVES",
     "ExoalignError", "ConfigError", "DataError", "ModelError", "RewardError", "StoreError", "Interrupted",
-    "exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "bradley_terry", "plackett_luce",
+    "exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "ipo", "sft_best", "bradley_terry", "plackett_luce",
     "load_model", "load_tokenizer", "Source", "read_prompts", "read_groups", "read_texts", "stream_groups", "PromptRow",
     "TextRow", "SetAside", "convert_file", "read_table", "write_table", "GroupTable", "split", "mix", "subsample",
     "tokenize", "TokenReport", "fit", "Truncated", "render_group", "collate",

@@ -16,7 +16,7 @@ from exoalign.config_reward import TRAINED, RewardSection
 from exoalign.config_reward_model import RewardModelSection
 from exoalign.config_sample import SampleSection
 from exoalign.config_sft import SftSection
-from exoalign.config_train import AlignSection
+from exoalign.config_train import PAIRED, AlignSection
 
 
 class ModelSection(Section):
@@ -75,7 +75,7 @@ class Recipe(Section):
             if self.reward_model is not None and not uses:
                 raise ValueError(f"`reward_model` is read by no scorer; name it in `reward` as `model: {TRAINED}`")
             chosen = self.align.completions
-            if self.align.objective.endswith("_pref") and chosen.k != 2:
+            if self.align.objective in PAIRED and chosen.k != 2:
                 raise ValueError(
                     f"`align.objective` is {self.align.objective}, which learns from pairs; set `align.completions` to"
                     " {choose: best_worst, k: 2}, or use exo_rw or dpo_rw"

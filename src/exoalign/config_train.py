@@ -8,7 +8,18 @@ from pydantic import Field, field_validator, model_validator
 
 from exoalign.config_data import CompletionsSection, Count, Positive, Section
 
-ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref"]
+ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "ipo", "sft_best"]
+PAIRED = ("exo_pref", "dpo_pref", "ipo")
+"""The objectives that learn from pairs with a winner."""
+UNREAD = {
+    "exo_rw": ("epsilon",),
+    "dpo_rw": ("epsilon",),
+    "exo_pref": ("beta_r",),
+    "dpo_pref": ("beta_r",),
+    "ipo": ("beta_r", "epsilon"),
+    "sft_best": ("beta_pi", "beta_r", "epsilon"),
+}
+"""The settings that an objective does not read."""
 
 
 class LoraSection(Section):
@@ -63,7 +74,7 @@ class AlignSection(TrainingSection):
     """The objective and its optimisation (see `TrainingSection` too).
 
     `groups_per_step` groups make one optimizer step. `completions` chooses among those that were sampled, for example the best
-    and the worst as a pair.
+    and the worst as a pair. `nll_weight` adds so much of the negative log-likelihood a token of the best completion.
     """
 
     objective: ObjectiveName = "exo_rw"
@@ -71,6 +82,7 @@ class AlignSection(TrainingSection):
     beta_pi: Positive = 0.5
     beta_r: Positive = 0.5
     epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    nll_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     temperature: Positive | None = None
     groups_per_step: Count = 8
 
@@ -81,7 +93,6 @@ class AlignSection(TrainingSection):
                 "`epsilon` is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
                 " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
             )
-        unread = {"beta_r"} if self.objective.endswith("_pref") else {"epsilon"}
-        for name in sorted(unread & self.model_fields_set):
+        for name in sorted(self.model_fields_set.intersection(UNREAD[self.objective])):
             raise ValueError(f"`{name}` has no effect with {self.objective}; leave it out")
         return self

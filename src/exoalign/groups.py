@@ -284,7 +284,7 @@ def check_groups(groups: Sequence[Group], *, needs: str) -> None:
         raise DataError("no groups to train on: the data is empty")
     for group in groups:
         if getattr(group, needs) is None:
-            other = "exo_rw or dpo_rw" if needs == "winner" else "exo_pref or dpo_pref"
+            other = "exo_rw, dpo_rw or sft_best" if needs == "winner" else "exo_pref, dpo_pref or ipo"
             raise DataError(
                 f"{group.where}: the objective needs `{needs}`, which this group lacks; add it or use {other}"
             )

@@ -18,7 +18,7 @@ from exoalign.data.mix import Side
 from exoalign.data.prepare import Prepared, prepare, source_of
 from exoalign.errors import DataError
 from exoalign.groups import Prompt, check_groups, prompt_text
-from exoalign.losses import OBJECTIVES
+from exoalign.objectives import OBJECTIVES
 from exoalign.rewards.scorers import record_of
 from exoalign.sampling.encode import encode_prompts
 

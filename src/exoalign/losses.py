@@ -25,10 +25,7 @@ arguments are checked by shape and dtype only, so nothing waits for a GPU.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -202,25 +199,6 @@ def cross_entropy(log_q: Tensor, log_p: Tensor, mask: Tensor | None = None) -> T
     """
     log_q, log_p = _hide(log_q, log_p, mask)
     return -(log_p.exp() * log_q).sum(-1)  # -sum_k p_k log q_k
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One row of `OBJECTIVES`: the function, what it needs besides the log-ratios, and how to describe it."""
-
-    function: Callable[..., Tensor]
-    needs: Literal["rewards", "winner"]
-    default_epsilon: float | None
-    divergence: Literal["reverse KL", "forward KL"]
-    description: str
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "exo_rw": Objective(exo_rw, "rewards", None, "reverse KL", "EXO on K rewarded completions"),
-    "exo_pref": Objective(exo_pref, "winner", 1e-3, "reverse KL", "EXO on preference pairs"),
-    "dpo_rw": Objective(dpo_rw, "rewards", None, "forward KL", "DPO on K rewarded completions"),
-    "dpo_pref": Objective(dpo_pref, "winner", 0.0, "forward KL", "DPO on preference pairs"),
-}
 
 
 def _reward_target_for(

@@ -25,8 +25,8 @@ from exoalign.data.table import read_table, write_table
 from exoalign.errors import ConfigError, DataError
 from exoalign.files import write_text
 from exoalign.groups import Group
-from exoalign.losses import OBJECTIVES
 from exoalign.models import context_length, load_model
+from exoalign.objectives import OBJECTIVES
 from exoalign.progress import Progress
 from exoalign.rewards.scorers import Scorer, build_scorers
 from exoalign.sampling import SamplingSettings
@@ -119,6 +119,7 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
         "beta_pi": align.beta_pi,
         "beta_r": align.beta_r,
         "epsilon": align.epsilon,
+        "nll_weight": align.nll_weight,
         "temperature": recipe.temperature,
         "learning_rate": align.learning_rate,
         "num_train_epochs": align.epochs,

@@ -122,6 +122,34 @@ def test_dpo_pref_is_dpo(tiny_model, tiny_tokenizer, tmp_path):
         torch.testing.assert_close(moved.data, weight.data - 0.1 * weight.grad, atol=2e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("objective", "make", "by_hand"),
+    [
+        ("exo_rw", rewarded, exo_rw_by_hand),
+        ("sft_best", rewarded, lambda rho, group: -rho[max(range(group.k), key=group.rewards.__getitem__)]),
+        ("dpo_pref", pairs, dpo_by_hand),
+    ],
+)
+@pytest.mark.parametrize("passes", [None, "parts"])
+def test_the_anchor_holds_the_best_completion(tiny_model, tiny_tokenizer, tmp_path, objective, make, by_hand, passes):
+    groups = tokenize(make(4), tiny_tokenizer)
+    expected = copy.deepcopy(tiny_model)
+
+    def anchored(rho, group):
+        best = group.winner if group.rewards is None else max(range(group.k), key=group.rewards.__getitem__)
+        # log pi = rho + log pi_ref, whose second term has no gradient
+        return by_hand(rho, group) - 0.7 * rho[best] / len(group.completion_ids[best])
+
+    mean_loss(expected, tiny_model, groups, anchored).backward()
+    args = arguments(
+        tmp_path, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, lr_scheduler_type="constant", beta_r=0.3,
+        objective=objective, per_device_train_batch_size=4, nll_weight=0.7, max_tokens_per_pass=budget(groups, passes),
+    )  # fmt: skip
+    ExoTrainer(tiny_model, args, groups, processing_class=tiny_tokenizer).train()
+    for moved, weight in zip(tiny_model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(moved.data, weight.data - 0.1 * weight.grad, atol=2e-6, rtol=1e-4)
+
+
 def test_the_first_step_logs_what_can_be_computed_by_hand(tiny_model, tiny_tokenizer, tmp_path):
     groups = [
         Group("a", (" x", " y"), rewards=(1.0, 0.0)),  # p = (e/(1+e), 1/(1+e)) at beta_r = 1

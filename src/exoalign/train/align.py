@@ -26,7 +26,8 @@ from exoalign.data.doctor.findings import Finding
 from exoalign.data.doctor.targets import target_findings
 from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch, check_groups
-from exoalign.losses import OBJECTIVES, policy_log_probs, preference_target, reward_target
+from exoalign.losses import policy_log_probs, preference_target, reward_target
+from exoalign.objectives import OBJECTIVES, best_of
 from exoalign.train.arguments import ExoConfig
 from exoalign.train.diagnostics import step_metrics
 from exoalign.train.group_trainer import GroupTrainer
@@ -41,14 +42,14 @@ logger = logging.getLogger(__name__)
 
 
 class ExoTrainer(GroupTrainer):
-    """Aligns a causal language model with any of the four objectives.
+    """Aligns a causal language model with any of the `OBJECTIVES`.
 
     Args:
         model: the policy, or its folder or hub id (then loaded in float32, and its tokenizer with it). Before training it
             is also the reference, unless `ref_model` is given.
         args: the settings.
-        train_dataset: groups with rewards (exo_rw, dpo_rw) or with a winner and K = 2 (exo_pref, dpo_pref). Token ids and
-            reference log-probs are added where they are missing.
+        train_dataset: groups with rewards (exo_rw, dpo_rw, sft_best) or with a winner and K = 2 (exo_pref, dpo_pref, ipo).
+            Token ids and reference log-probs are added where they are missing.
         eval_dataset: groups to compute the loss on, as for any Trainer.
         processing_class: the tokenizer.
         peft_config: train a fresh adapter with these settings (peft's LoraConfig, for example) and leave the model's own
@@ -102,7 +103,7 @@ class ExoTrainer(GroupTrainer):
             TrainingError: if policy and reference disagree before the first step, or the loss is not finite at some step.
         """
         self.prepare_reference()
-        if OBJECTIVES[self.args.objective].needs == "rewards":
+        if "beta_r" in OBJECTIVES[self.args.objective].reads:
             for finding in target_findings(self.train_dataset, beta_pi=self.args.beta_pi, beta_r=self.args.beta_r):
                 self.findings.append(finding)
                 logger.warning(finding.sentence)
@@ -141,7 +142,15 @@ class ExoTrainer(GroupTrainer):
         losses = self.args.loss(log_ratios, batch)
         if model.training:
             self._note_metrics(log_ratios.detach(), batch)
-        return losses
+        return losses + self._anchor(values, batch) if self.args.nll_weight else losses
+
+    def _anchor(self, values: Tensor, batch: GroupBatch) -> Tensor:
+        """The weighted negative log-likelihood a token of each group's best completion, [B]."""
+        best = (batch.winner if batch.rewards is None else best_of(batch.rewards, batch.mask))[:, None]  # type: ignore[index]
+        masks = batch.completion_masks
+        tokens = batch.completion_lengths if masks is None else masks.sum(-1)
+        nll = -values.gather(1, best) / tokens.gather(1, best).clamp(min=1)
+        return self.args.nll_weight * nll.squeeze(1)
 
     def _note_metrics(self, log_ratios: Tensor, batch: GroupBatch) -> None:
         log_q = policy_log_probs(log_ratios, beta_pi=self.args.beta_pi, mask=batch.mask)

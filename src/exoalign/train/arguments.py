@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from exoalign.errors import ConfigError, DataError
 from exoalign.groups import GroupBatch
-from exoalign.losses import OBJECTIVES
+from exoalign.objectives import OBJECTIVES
 
 UNREAD = (
     "label_smoothing_factor",
@@ -78,11 +78,13 @@ class ExoConfig(GroupConfig):
     """Arguments of `ExoTrainer`: those of `GroupConfig`, the objective, and the paper's learning rate 1e-6.
 
     Attributes:
-        objective: exo_rw, exo_pref, dpo_rw or dpo_pref.
+        objective: a name of `objectives.OBJECTIVES`: exo_rw, exo_pref, dpo_rw, dpo_pref, ipo or sft_best.
         beta_pi: scale of the log-ratios in q = softmax(beta_pi * rho).
         beta_r: scale of the rewards in p = softmax(r / beta_r); the effective KL strength is beta_pi * beta_r.
         epsilon: mass of the preference target on the loser; None takes the objective's own (1e-3 for exo_pref, 0 for
             dpo_pref).
+        nll_weight: so much of the negative log-likelihood a token of the best completion is added to the loss, which keeps its
+            log-prob from sinking (Pang et al. 2024, arXiv 2404.19733, eq. 3, normalised by the completion's tokens alone).
         temperature: policy and reference logits are divided by it; the one that the completions were sampled at.
         disable_dropout: switch dropout off, so that policy and reference see the same network.
 
@@ -90,10 +92,11 @@ class ExoConfig(GroupConfig):
         ConfigError: on an unknown objective, or a beta, epsilon or temperature out of range.
     """
 
-    objective: str = field(default="exo_rw", metadata={"help": "exo_rw, exo_pref, dpo_rw or dpo_pref"})
+    objective: str = field(default="exo_rw", metadata={"help": "what is minimised"})
     beta_pi: float = field(default=0.5, metadata={"help": "scale of the log-ratios in q"})
     beta_r: float = field(default=0.5, metadata={"help": "scale of the rewards in p"})
     epsilon: float | None = field(default=None, metadata={"help": "mass of the target on the loser"})
+    nll_weight: float = field(default=0.0, metadata={"help": "weight of the best completion's NLL a token"})
     temperature: float = field(default=1.0, metadata={"help": "logits are divided by it, policy and reference alike"})
     learning_rate: float = field(default=1e-6, metadata={"help": "peak learning rate"})
 
@@ -104,6 +107,8 @@ class ExoConfig(GroupConfig):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ConfigError(f"{name} is {value}; expected a positive number")
+        if not 0 <= self.nll_weight < float("inf"):
+            raise ConfigError(f"nll_weight is {self.nll_weight}; expected 0 or a positive number")
         if self.epsilon is None:
             self.epsilon = OBJECTIVES[self.objective].default_epsilon
         elif not 0 <= self.epsilon < 0.5:
@@ -117,11 +122,9 @@ class ExoConfig(GroupConfig):
         objective = OBJECTIVES[self.objective]
         if getattr(batch, objective.needs) is None:  # without a winner, the functions would take column 0
             raise DataError(f"{self.objective} needs `{objective.needs}` for every group of a batch")
-        if objective.needs == "rewards":
-            return objective.function(
-                log_ratios, batch.rewards, beta_pi=self.beta_pi, beta_r=self.beta_r, mask=batch.mask
-            )
-        return objective.function(log_ratios, batch.winner, beta_pi=self.beta_pi, epsilon=self.epsilon)
+        known = {"beta_pi": self.beta_pi, "beta_r": self.beta_r, "epsilon": self.epsilon, "mask": batch.mask}
+        settings = {name: known[name] for name in objective.reads if name in known}
+        return objective.function(log_ratios, getattr(batch, objective.needs), **settings)
 
 
 Arguments = TypeVar("Arguments", bound=GroupConfig)
