@@ -25,6 +25,7 @@ class Chain:
 
     Attributes:
         stages: in their order.
+        inputs: prompts or groups.
         lines, notes: what was done to read the inputs, and what the user should mind.
 
     Raises:
@@ -47,7 +48,7 @@ class Chain:
         )
         self._policy: tuple[str, ...] = () if self.recipe.sft is None else ("sft",)
         self._scored = () if self.recipe.reward_model is None else ("reward_model",)
-        inputs = Prompts(context) if self.recipe.prompts is not None else Data(context)
+        inputs = self.inputs = Prompts(context) if self.recipe.prompts is not None else Data(context)
         self.lines, self.notes = inputs.lines, inputs.notes
         before = [*self._sft(), *self._reward_model()]
         rest = self._of_prompts(inputs) if isinstance(inputs, Prompts) else self._of_data(inputs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exoalign import cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_score, cli_sft
+from exoalign import cli_compare, cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_score, cli_sft
 from exoalign._version import __version__
 from exoalign.cli_options import AsJson, Inexact, Quiet, Redo
 
@@ -188,6 +188,7 @@ def merge(
     )
 
 
+app.command()(cli_compare.compare)
 app.command()(cli_doctor.doctor)
 app.command()(cli_judge.judge)
 app.command()(cli_sample.sample)

@@ -1,5 +1,6 @@
-"""A comparison's recipe: one task, many methods, each with the same strengths of the KL penalty and the same seeds. Never imports
-torch.
+"""A comparison's recipe: one task, many methods, each with the same strengths of the KL penalty and the same seeds.
+
+Never imports torch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from exoalign.config_data import Count, Positive, Section
-from exoalign.config_reward import ScorerSection
+from exoalign.config_reward import TRAINED, ScorerSection
+from exoalign.config_reward_model import RewardModelSection
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SLUG = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -36,8 +38,8 @@ class MethodSection(Section):
 class SearchSection(Section):
     """What is tried for every trained method before the comparison, each with `seed`, on prompts that are not evaluated later.
 
-    `learning_rate` are the values; that with the largest reward - beta KL on the first `prompts` of the evaluation's is used for
-    all seeds. Every method gets the same number of trials.
+    `learning_rate` are the values; that with the largest reward - beta KL on the first `prompts` of the evaluation's is used
+    for all seeds. Every method gets the same number of trials.
     """
 
     learning_rate: Annotated[list[Positive], Field(min_length=2)]
@@ -57,10 +59,11 @@ class SmallSection(Section):
 class Comparison(Section):
     """A comparison of methods on one task.
 
-    `task` is a recipe beside this one, with prompts; `settings` (as `section.key=value`) change it. Everything before `align` is
-    done once for all. Each of `methods` is run with each of `betas`, the strength of the KL penalty: beta_pi times beta_r where
-    there are rewards, beta_pi for pairs, the coefficient of the KL for PPO and RLOO; and with each of `seeds`. A run is evaluated at
-    `checkpoints` steps, as the task's `evaluate` says. `held_out` is a reward that no method has trained on.
+    `task` is a recipe beside this one, with prompts; `settings` (as `section.key=value`) change it. Everything before `align`
+    is done once for all. Each of `methods` is run with each of `betas`, the strength of the KL penalty (beta_pi times beta_r
+    where there are rewards, beta_pi for pairs, the coefficient of the KL for PPO and RLOO), and with each of `seeds`. A run is
+    evaluated at `checkpoints` steps, as the task's `evaluate` says. `held_out` is a scorer that no method has trained on, and
+    `held_out_model` the reward model that it names as `model: trained`, if that is to be trained here.
     """
 
     name: str = "compare"
@@ -73,6 +76,7 @@ class Comparison(Section):
     checkpoints: Count = 5
     search: SearchSection | None = None
     held_out: ScorerSection | None = None
+    held_out_model: RewardModelSection | None = None
     small: SmallSection = SmallSection()
 
     @field_validator("methods")
@@ -91,6 +95,10 @@ class Comparison(Section):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"`{name}` has a value twice; each is run once")
+        if (self.held_out is not None and self.held_out.model == TRAINED) != (self.held_out_model is not None):
+            raise ValueError(
+                f"`held_out_model` is trained for a scorer `held_out` with `model: {TRAINED}`; give both or none of them"
+            )
         if self.search is not None and self.search.seed in self.seeds:
             raise ValueError("`search.seed` is one of `seeds`; the search would have seen that run")
         return self

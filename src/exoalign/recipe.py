@@ -45,12 +45,29 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: naming key, line and the nearest valid key.
     """
     path = Path(path)
+    values, lines = _read(path)
+    return build_recipe(values, overrides, lines=lines, origin=str(path), folder=path.parent)
+
+
+def load_section(kind: type[Kind], path: Path, overrides: Sequence[str] = ()) -> tuple[Kind, Callable[[str], str]]:
+    """Read and check a file that holds a section of any kind; see `load_recipe`.
+
+    Returns:
+        The section, and where each of its dotted keys stands.
+    """
+    values, lines = _read(path)
+    found, where, _ = _checked(kind, values, overrides, lines, str(path))
+    return found, lambda key: _place(where, key, str(path))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The sections of a file, and where each dotted key stands."""
     reader = _Reader(lambda line: f"{path}:{line}")
     values = reader.read(_text_of(path))
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise ConfigError(f"{path}: expected sections (model, prompts, align, ...), found {found}")
-    return build_recipe(values, overrides, lines=reader.lines, origin=str(path), folder=path.parent)
+    return values, reader.lines
 
 
 def build_recipe(

@@ -19,10 +19,10 @@ def resolve_paths(recipe: Recipe, place: Callable[[str], str], beside: Callable[
     updates: dict[str, Any] = {}
     for name in ("prompts", "data"):
         if (section := getattr(recipe, name)) is not None:
-            updates[name] = _with_sources(section, name, place, beside)
+            updates[name] = with_sources(section, name, place, beside)
     for name in ("sft", "reward_model"):
         if (section := getattr(recipe, name)) is not None:
-            data = _with_sources(section.data, f"{name}.data", place, beside)
+            data = with_sources(section.data, f"{name}.data", place, beside)
             updates[name] = section.model_copy(update={"data": data})
     folder = beside(place("model.path"))
     if folder is not None and os.path.isdir(folder / recipe.model.path):
@@ -30,12 +30,13 @@ def resolve_paths(recipe: Recipe, place: Callable[[str], str], beside: Callable[
     return recipe.model_copy(update=updates)
 
 
-def _with_sources(
+def with_sources(
     section: DataSection | PromptsSection,
     name: str,
     place: Callable[[str], str],
     beside: Callable[[str], Path | None],
 ) -> DataSection | PromptsSection:
+    """A section with its data sets found; arguments as `resolve_paths`, for the section of this dotted name."""
     found: dict[str, Any] = {}
     for key in ("train", "evaluation"):
         value, full = getattr(section, key), f"{name}.{key}"

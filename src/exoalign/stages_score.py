@@ -57,9 +57,9 @@ def score(
     """
     if not groups:
         raise DataError("no groups to score: the data is empty")
-    scored = _scored(groups, scorers, folder / ROWS, show=show)
-    statistics = fit([group.scores or {} for group in scored])
-    rewarded = _rewarded(scored, section, statistics)
+    found = scored(groups, scorers, folder / ROWS, show=show)
+    statistics = fit([group.scores or {} for group in found])
+    rewarded = _rewarded(found, section, statistics)
     write_table(rewarded, folder / GROUPS)
     kept = {"normalise": section.normalise, "columns": statistics}
     write_text(folder / STATISTICS, json.dumps(kept, indent=1))
@@ -95,7 +95,7 @@ def score_alike(
         As `score`.
     """
     fixed = section.model_copy(update={"normalise": "none" if section.normalise == "none" else "global"})
-    return _rewarded(_scored(groups, scorers, folder / ROWS, label=label, show=show), fixed, statistics)
+    return _rewarded(scored(groups, scorers, folder / ROWS, label=label, show=show), fixed, statistics)
 
 
 def read_statistics(folder: Path) -> dict[str, Moments]:
@@ -112,7 +112,7 @@ def read_statistics(folder: Path) -> dict[str, Moments]:
         raise StoreError(f"{path} is missing or damaged ({error}); do the scoring anew") from error
 
 
-def _scored(
+def scored(
     groups: Sequence[Group], scorers: Sequence[Scorer], rows: Path, *, label: str = "score", show: bool
 ) -> list[Group]:
     """The groups with a column for each scorer; what `rows` has already is not asked for again."""

@@ -39,6 +39,29 @@ def result_tables(result: Mapping[str, Any], console: Console | None = None) -> 
         console.print(Text(f"{name}: {plain(str(result[name]))}"), soft_wrap=True)
 
 
+def comparison_table(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what a comparison found: a row for each method, the finding, the warnings and where the page lies."""
+    console = _console(console)
+    table = Table(box=box.SIMPLE_HEAD, title="95% intervals in brackets", title_justify="left")
+    columns = {
+        "area": "area under the frontier",
+        "reward": "best reward",
+        "kl": "at KL, nats",
+        "gain": "reward - beta KL",
+    }
+    for column in ("method", "runs", *columns.values()):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for row in result["methods"]:
+        cells = [interval(row.get(key)) for key in columns]
+        table.add_row(Text(plain(row["label"])), str(row["runs"]), *map(Text, cells))
+    console.print(table)
+    if result["finding"]:
+        console.print(Text(plain(result["finding"])))
+    for warning in result["warnings"]:
+        console.print(Text(f"warning: {plain(warning)}", style="yellow"))
+    console.print(Text(f"report: {plain(str(result['report']))}"), soft_wrap=True)
+
+
 def _console(given: Console | None = None) -> Console:
     console = given or Console(highlight=False)
     if not console.is_terminal:
