@@ -8,6 +8,8 @@ from typing import get_args
 
 import pytest
 
+from exoalign.cells import cells_of
+from exoalign.compare_recipe import load_comparison
 from exoalign.config import Recipe
 from exoalign.config_train import ObjectiveName
 from exoalign.errors import ConfigError
@@ -60,7 +62,14 @@ def test_the_demo_recipe_parses():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_that_ships_parses(path):
-    assert isinstance(load_recipe(path), Recipe)
+    if not path.name.startswith("compare-"):
+        assert isinstance(load_recipe(path), Recipe)
+        return
+    comparison, task = load_comparison(path)
+    assert isinstance(task, Recipe)
+    assert cells_of(comparison, task)
+    with pytest.raises(ConfigError, match=r"compare-\w+\.yaml is a comparison; run it with `exoalign compare"):
+        load_recipe(path)
 
 
 def test_the_objectives_of_recipes_are_those_that_exist():

@@ -46,6 +46,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     values, lines = _read(path)
+    if {"task", "methods"} <= set(values):
+        raise ConfigError(f"{path} is a comparison; run it with `exoalign compare {path}`")
     return build_recipe(values, overrides, lines=lines, origin=str(path), folder=path.parent)
 
 

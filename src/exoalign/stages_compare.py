@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,7 +109,7 @@ class Yardstick:
         with self.context.progress(f"KL {name}", len(rows)) as progress:
             kl = kl_of_samples(model, self.reference, groups, temperature=temperature, report=progress.advance)
         write_table(groups, folder / f"step-{step:05d}.parquet")
-        return point_of(groups, kl, step=step, seconds=seconds, tokens=tokens, seed=self.context.recipe.seed)
+        return point_of(groups, *kl, step=step, seconds=seconds, tokens=tokens, seed=self.context.recipe.seed)
 
 
 def base(yardstick: Yardstick, folder: Path, *, pool: int) -> str:
@@ -121,9 +122,14 @@ def base(yardstick: Yardstick, folder: Path, *, pool: int) -> str:
     """
     model = yardstick.reference
     point = yardstick.measure(model, folder, yardstick.rows, step=0, seconds=0.0, tokens=0)
-    write_text(folder / POINTS, json.dumps({"points": [point]}, indent=1))
+    record: dict[str, Any] = {"points": [point], "failed": None}
     if pool:
-        write_table(yardstick.draw(model, folder, "pool", yardstick.rows, k=pool), folder / POOL)
+        began = time.monotonic()
+        drawn = yardstick.draw(model, folder, "pool", yardstick.rows, k=pool)
+        tokens = sum(len(group.prompt_ids or ()) + sum(map(len, group.completion_ids or ())) for group in drawn)
+        record |= {"pool_seconds": round(time.monotonic() - began, 1), "pool_tokens": tokens}
+        write_table(drawn, folder / POOL)
+    write_text(folder / POINTS, json.dumps(record, indent=1))
     return f"{len(yardstick.rows)} prompts, reward {point['reward']['mean']:.3f}"
 
 
