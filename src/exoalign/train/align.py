@@ -24,9 +24,8 @@ from torch import Tensor
 from exoalign import adapters
 from exoalign.data.doctor.findings import Finding
 from exoalign.data.doctor.targets import target_findings
-from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch, check_groups
-from exoalign.losses import OBJECTIVES, policy_log_probs, preference_target, reward_target
+from exoalign.losses import OBJECTIVES
 from exoalign.train.arguments import ExoConfig
 from exoalign.train.group_trainer import GroupTrainer
 from exoalign.train.objective import objective_losses

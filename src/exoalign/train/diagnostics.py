@@ -33,7 +33,8 @@ def step_metrics(
     Returns:
         policy_ess, target_ess (between 1 and K), policy_entropy, target_entropy (nats), best_log_ratio, worst_log_ratio
         (nats, of the completions with most and least reward), and with rewards policy_reward = E_q[r], target_reward =
-        E_p[r], no_spread; with a proposal correction_ess of the weights softmax(c); with a winner accuracy (1 where the winner's log-ratio is the larger, a tie counts half).
+        E_p[r], no_spread; with a winner accuracy (1 where the winner's log-ratio is the larger, a tie counts half); with a
+        proposal correction_ess, of the weights softmax(c).
     """
     q, p = log_q.exp() * mask, log_p.exp() * mask
     metrics = {

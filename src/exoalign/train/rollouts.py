@@ -22,10 +22,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +34,6 @@ from torch import Tensor
 from exoalign import adapters
 from exoalign.data.collate import collate
 from exoalign.data.formats import PromptRow
-from exoalign.data.table import read_table, write_table
 from exoalign.errors import ConfigError, DataError, TrainingError
 from exoalign.groups import Group
 from exoalign.sampling import TransformersSampler
@@ -45,6 +42,7 @@ from exoalign.train.correction import proposal_of
 from exoalign.train.group_trainer import GroupTrainer
 from exoalign.train.preflight import tokens_per_pass
 from exoalign.train.reference import check_agreement, logprobs_of
+from exoalign.train.rollout_block import Block
 from exoalign.train.rollout_config import RolloutConfig
 from exoalign.train.schedule import Schedule
 
@@ -52,26 +50,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
-
-GROUPS, TENSORS = "rollouts.parquet", "rollouts.safetensors"
 Score = Callable[[Sequence[Group]], list[Group]]
 """Groups with completions -> the same with rewards. It must say the same of the same groups each time."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """What a block's steps train on.
-
-    Attributes:
-        number: of the block, from 0.
-        groups: n groups with token ids, rewards, log mu and log pi_ref.
-        tensors: by name, [n, ...]: what `experience` made of them.
-    """
-
-    number: int
-    groups: list[Group]
-    tensors: Mapping[str, Tensor]
 
 
 class RolloutTrainer(GroupTrainer):
@@ -263,7 +243,7 @@ class RolloutTrainer(GroupTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with what the block's samples are like: mean reward and length, and their KL from the reference."""
         if "loss" in logs and self.block is not None:
-            logs = {**logs, **block_metrics(self.block.groups), "sampled_tokens": float(self.sampled_tokens)}
+            logs = {**logs, **self.block.metrics(), "sampled_tokens": float(self.sampled_tokens)}
         super().log(logs, start_time)
 
     # Checkpoints.
@@ -272,11 +252,7 @@ class RolloutTrainer(GroupTrainer):
         super()._save_notes(folder)
         if self.block is None or self.schedule.block_of(self.state.global_step) != self.block.number:
             return
-        write_table(self.block.groups, folder / GROUPS)
-        if self.block.tensors:
-            from safetensors.torch import save_file
-
-            save_file({name: values.contiguous() for name, values in self.block.tensors.items()}, folder / TENSORS)
+        self.block.save(folder)
 
     def notes(self) -> dict[str, Any]:
         """And the tokens drawn so far."""
@@ -285,36 +261,9 @@ class RolloutTrainer(GroupTrainer):
     def restore_notes(self, folder: Path) -> dict[str, Any]:
         """And the block that the checkpoint stands in; where it stands between two, the next is drawn."""
         record = super().restore_notes(folder)
-        self.sampled_tokens, self.block = record["sampled_tokens"], None
-        if (folder / GROUPS).is_file():
-            tensors = {}
-            if (folder / TENSORS).is_file():
-                from safetensors.torch import load_file
-
-                tensors = load_file(folder / TENSORS)
-            number = self.schedule.block_of(self.state.global_step)
-            self.block = Block(number, read_table(folder / GROUPS), tensors)
+        self.sampled_tokens = record["sampled_tokens"]
+        self.block = Block.load(folder, self.schedule.block_of(self.state.global_step))
         return record
-
-
-def block_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What fresh samples are like: means over all completions.
-
-    Returns:
-        `sample_reward`, `sample_length` (tokens) and `sample_kl`, the mean of log pi - log pi_ref in nats with pi the policy
-        at the sampler's temperature: an estimate of KL(pi || pi_ref) where nothing is truncated.
-    """
-    drawn = [group.provenance.get("model_logprobs") or group.sampler_logprobs or () for group in groups]
-    ratios = [
-        a - b
-        for ours, group in zip(drawn, groups, strict=True)
-        for a, b in zip(ours, group.reference_logprobs or (), strict=True)
-    ]
-    return {
-        "sample_reward": statistics.fmean(r for group in groups for r in group.rewards or ()),
-        "sample_length": statistics.fmean(n for group in groups for n in group.counted_tokens),
-        "sample_kl": statistics.fmean(ratios),
-    }
 
 
 def _no_tensors(places: Sequence[int]) -> dict[str, Tensor]:
