@@ -122,8 +122,14 @@ class ExoConfig(GroupConfig):
         objective = OBJECTIVES[self.objective]
         if getattr(batch, objective.needs) is None:  # without a winner, the functions would take column 0
             raise DataError(f"{self.objective} needs `{objective.needs}` for every group of a batch")
-        known = {"beta_pi": self.beta_pi, "beta_r": self.beta_r, "epsilon": self.epsilon, "mask": batch.mask}
-        settings = {name: known[name] for name in objective.reads if name in known}
+        known = {
+            "beta_pi": self.beta_pi,
+            "beta_r": self.beta_r,
+            "epsilon": self.epsilon,
+            "mask": batch.mask,
+            "proposal": batch.proposal,
+        }
+        settings = {name: known[name] for name in objective.reads}
         return objective.function(log_ratios, getattr(batch, objective.needs), **settings)
 
 
