@@ -163,7 +163,7 @@ def train(
             return
         model, training = trainer.model, trainer.model.training
         model.eval()
-        point = yardstick.measure(model, folder, rows, step=step, seconds=round(seconds, 1), tokens=trainer.tokens)
+        point = yardstick.measure(model, folder, rows, step=step, seconds=round(seconds, 1), tokens=tokens_of(trainer))
         model.train(training)
         write_text(file, json.dumps(point))
 
@@ -187,6 +187,12 @@ def train(
         return "failed"
     last = points[-1]
     return f"{last['step']} steps, reward {last['reward']['mean']:.3f} at KL {last['kl_exact']['mean']:.2f}"
+
+
+def tokens_of(trainer: Any) -> int:
+    """Tokens that went through the model in training, and in sampling what was trained on: ready groups were drawn once, too."""
+    drawn = getattr(trainer, "sampled_tokens", None)
+    return int(trainer.trained_tokens + (trainer.trained_tokens if drawn is None else drawn))
 
 
 def free() -> None:

@@ -69,3 +69,14 @@ def collate(
         reference_logprobs=per_completion([group.reference_logprobs for group in groups]),
         proposal=proposal,
     )
+
+
+def holds(batch: GroupBatch, b: int, group: Group) -> bool:
+    """Whether row b of a batch is this group: the same tokens, of which the same count."""
+    lengths = [n for n in batch.completion_lengths[b].tolist() if n]
+    ids = batch.completion_ids[b]
+    if batch.completion_masks is not None:
+        ids = torch.where(batch.completion_masks[b], ids, ~ids)  # as in Group.marked_ids
+    return group.prompt_ids == tuple(
+        batch.prompt_ids[b, : batch.prompt_lengths[b]].tolist()
+    ) and group.marked_ids == tuple(tuple(ids[k, :n].tolist()) for k, n in enumerate(lengths))

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from exoalign import adapters
-from exoalign.data.collate import collate
+from exoalign.data.collate import collate, holds
 from exoalign.data.group_table import with_ids
 from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch
@@ -53,6 +53,7 @@ class GroupTrainer(Trainer, ABC):
         kwargs: further arguments of `transformers.Trainer`.
 
     Attributes:
+        trained_tokens: tokens that went through the model in training so far, a prompt counted once for all its completions.
         temperature: the logits are divided by it in the default `values`.
         values_are: what `values` finds, in words for an error.
 
@@ -95,6 +96,7 @@ class GroupTrainer(Trainer, ABC):
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._sums: dict[str, Tensor] = {}
         self._counted = 0
+        self.trained_tokens = 0
         self._budget: int | None = None
         self.checkpoints: CheckpointFolder | None = None
         super().__init__(
@@ -156,6 +158,7 @@ class GroupTrainer(Trainer, ABC):
         if callable(prepare):
             prepare()
         batch = GroupBatch(**self._prepare_inputs(inputs))
+        self.trained_tokens += int(batch.prompt_lengths.sum() + batch.completion_lengths.sum())
 
         def backward(loss: Tensor, last: bool) -> None:  # several processes exchange gradients after the last pass only
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -208,16 +211,8 @@ class GroupTrainer(Trainer, ABC):
 
     def name_of(self, batch: GroupBatch, b: int) -> str:
         """Where a group of the batch comes from, found again by its tokens and which of them count."""
-        prompt = tuple(batch.prompt_ids[b, : batch.prompt_lengths[b]].tolist())
-        lengths = [n for n in batch.completion_lengths[b].tolist() if n]
-        ids = batch.completion_ids[b]
-        if batch.completion_masks is not None:
-            ids = torch.where(batch.completion_masks[b], ids, ~ids)  # as in Group.marked_ids
-        replies = tuple(tuple(ids[k, :n].tolist()) for k, n in enumerate(lengths))
-        for group in self.known_groups():
-            if group.prompt_ids == prompt and group.marked_ids == replies:
-                return group.where
-        return f"group {b + 1} of the batch"
+        found = (group.where for group in self.known_groups() if holds(batch, b, group))
+        return next(found, f"group {b + 1} of the batch")
 
     def known_groups(self) -> Iterable[Group]:
         """All groups that a batch may hold."""
@@ -261,13 +256,15 @@ class GroupTrainer(Trainer, ABC):
     def notes(self) -> dict[str, Any]:
         """What this process noted since the last log, and the passes that it has trained in: other passes round otherwise."""
         sums = {name: float(value) for name, value in self._sums.items()}
-        return {"sums": sums, "counted": self._counted, "tokens_per_pass": self.tokens_per_pass}
+        counts = {"counted": self._counted, "trained_tokens": self.trained_tokens}
+        return {"sums": sums, **counts, "tokens_per_pass": self.tokens_per_pass}
 
     def restore_notes(self, folder: Path) -> dict[str, Any]:
         """Go on with what a checkpoint's `notes` say, and return them."""
         record = json.loads((folder / f"notes_{self.args.process_index}.json").read_text(encoding="utf-8"))
         self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in record["sums"].items()}
         self._counted, self._budget = record["counted"], record["tokens_per_pass"]
+        self.trained_tokens = record["trained_tokens"]
         return dict(record)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
