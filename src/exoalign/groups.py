@@ -217,6 +217,7 @@ class GroupBatch:
         rewards: [B, K] float32, or None.
         winner: [B] int64, or None.
         reference_logprobs: [B, K] float32 in nats, or None.
+        proposal: c = log pi_ref - log mu [B, K] float32 in nats, or None where all completions were drawn from pi_ref.
     """
 
     prompt_ids: torch.Tensor
@@ -227,6 +228,7 @@ class GroupBatch:
     rewards: torch.Tensor | None = None
     winner: torch.Tensor | None = None
     reference_logprobs: torch.Tensor | None = None
+    proposal: torch.Tensor | None = None
 
     @property
     def mask(self) -> torch.Tensor:
@@ -262,6 +264,7 @@ class GroupBatch:
             rewards=per_completion(self.rewards),
             winner=None if self.winner is None or completions is not None else self.winner[rows],
             reference_logprobs=per_completion(self.reference_logprobs),
+            proposal=per_completion(self.proposal),
         )
 
     def as_dict(self) -> dict[str, torch.Tensor]:

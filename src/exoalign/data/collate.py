@@ -10,13 +10,17 @@ from exoalign.errors import DataError
 from exoalign.groups import Group, GroupBatch
 
 
-def collate(groups: Sequence[Group], *, pad_id: int = 0) -> GroupBatch:
+def collate(
+    groups: Sequence[Group], *, pad_id: int = 0, proposals: Sequence[Sequence[float] | None] | None = None
+) -> GroupBatch:
     """Pad B groups of ragged K into one batch.
 
     Args:
         groups: groups with token ids; rewards, winner and reference log-probs are taken where all groups have them, masks
             where any group has them.
         pad_id: the id that fills the unused places. It is masked everywhere and has no influence.
+        proposals: for each group c = log pi_ref - log mu of its completions in nats, or None where mu is pi_ref; the batch has
+            a proposal where any group has.
 
     Raises:
         DataError: if there is no group, or one has no token ids.
@@ -49,6 +53,10 @@ def collate(groups: Sequence[Group], *, pad_id: int = 0) -> GroupBatch:
             return None
         return torch.tensor([[*(row or ()), *[0.0] * (k - len(row or ()))] for row in rows])
 
+    proposal = None
+    if proposals is not None and any(row is not None for row in proposals):
+        rows = [(0.0,) * group.k if row is None else row for group, row in zip(groups, proposals, strict=True)]
+        proposal = torch.tensor([[*row, *[0.0] * (k - len(row))] for row in rows])
     winners = [group.winner for group in groups]
     return GroupBatch(
         prompt_ids=prompt_ids,
@@ -59,4 +67,5 @@ def collate(groups: Sequence[Group], *, pad_id: int = 0) -> GroupBatch:
         rewards=per_completion([group.rewards for group in groups]),
         winner=None if None in winners else torch.tensor(winners),
         reference_logprobs=per_completion([group.reference_logprobs for group in groups]),
+        proposal=proposal,
     )

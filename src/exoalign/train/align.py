@@ -24,12 +24,11 @@ from torch import Tensor
 from exoalign import adapters
 from exoalign.data.doctor.findings import Finding
 from exoalign.data.doctor.targets import target_findings
-from exoalign.errors import TrainingError
 from exoalign.groups import Group, GroupBatch, check_groups
-from exoalign.losses import OBJECTIVES, policy_log_probs, preference_target, reward_target
+from exoalign.losses import OBJECTIVES
 from exoalign.train.arguments import ExoConfig
-from exoalign.train.diagnostics import step_metrics
 from exoalign.train.group_trainer import GroupTrainer
+from exoalign.train.objective import objective_losses
 from exoalign.train.reference import add_reference, check_agreement
 from exoalign.train.reference_cache import ReferenceCache
 
@@ -135,19 +134,4 @@ class ExoTrainer(GroupTrainer):
 
     def losses(self, model: torch.nn.Module, values: Tensor, batch: GroupBatch) -> Tensor:
         """The objective of each group, [B], given its log-probs [B, K]."""
-        if batch.reference_logprobs is None:
-            raise TrainingError("the groups have no reference log-probs; call train() or prepare_reference() first")
-        log_ratios = torch.where(batch.mask, values - batch.reference_logprobs.to(values.dtype), 0.0)
-        losses = self.args.loss(log_ratios, batch)
-        if model.training:
-            self._note_metrics(log_ratios.detach(), batch)
-        return losses
-
-    def _note_metrics(self, log_ratios: Tensor, batch: GroupBatch) -> None:
-        log_q = policy_log_probs(log_ratios, beta_pi=self.args.beta_pi, mask=batch.mask)
-        if batch.rewards is not None and OBJECTIVES[self.args.objective].needs == "rewards":
-            log_p = reward_target(batch.rewards, beta_r=self.args.beta_r, mask=batch.mask)
-            self.note(**step_metrics(log_ratios, log_q, log_p, batch.mask, batch.rewards, None))
-        else:
-            log_p = preference_target(batch.winner, epsilon=self.args.epsilon or 0.0, like=log_ratios)
-            self.note(**step_metrics(log_ratios, log_q, log_p, batch.mask, None, batch.winner))
+        return objective_losses(self, model, values, batch)

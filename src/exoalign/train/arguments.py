@@ -119,7 +119,12 @@ class ExoConfig(GroupConfig):
             raise DataError(f"{self.objective} needs `{objective.needs}` for every group of a batch")
         if objective.needs == "rewards":
             return objective.function(
-                log_ratios, batch.rewards, beta_pi=self.beta_pi, beta_r=self.beta_r, mask=batch.mask
+                log_ratios,
+                batch.rewards,
+                beta_pi=self.beta_pi,
+                beta_r=self.beta_r,
+                mask=batch.mask,
+                proposal=batch.proposal,
             )
         return objective.function(log_ratios, batch.winner, beta_pi=self.beta_pi, epsilon=self.epsilon)
 

@@ -13,7 +13,13 @@ from exoalign.errors import TrainingError
 
 @torch.no_grad()
 def step_metrics(
-    log_ratios: Tensor, log_q: Tensor, log_p: Tensor, mask: Tensor, rewards: Tensor | None, winner: Tensor | None
+    log_ratios: Tensor,
+    log_q: Tensor,
+    log_p: Tensor,
+    mask: Tensor,
+    rewards: Tensor | None,
+    winner: Tensor | None,
+    proposal: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The metrics of B groups, each summed over the groups.
 
@@ -22,11 +28,13 @@ def step_metrics(
         mask: [B, K], True at real completions.
         rewards: [B, K] or None.
         winner: [B] or None.
+        proposal: c [B, K] or None, where no correction is made.
 
     Returns:
         policy_ess, target_ess (between 1 and K), policy_entropy, target_entropy (nats), best_log_ratio, worst_log_ratio
         (nats, of the completions with most and least reward), and with rewards policy_reward = E_q[r], target_reward =
-        E_p[r], no_spread; with a winner accuracy (1 where the winner's log-ratio is the larger, a tie counts half).
+        E_p[r], no_spread; with a winner accuracy (1 where the winner's log-ratio is the larger, a tie counts half); with a
+        proposal correction_ess, of the weights softmax(c).
     """
     q, p = log_q.exp() * mask, log_p.exp() * mask
     metrics = {
@@ -35,6 +43,9 @@ def step_metrics(
         "policy_entropy": -torch.special.xlogy(q, q).sum(),
         "target_entropy": -torch.special.xlogy(p, p).sum(),
     }
+    if proposal is not None:
+        weights = torch.where(mask, proposal, -torch.inf).softmax(-1)
+        metrics["correction_ess"] = (1 / (weights * weights).sum(1)).sum()
     if rewards is not None:
         low = rewards.masked_fill(~mask, torch.inf)
         high = rewards.masked_fill(~mask, -torch.inf)

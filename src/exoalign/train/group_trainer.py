@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,10 +214,14 @@ class GroupTrainer(Trainer, ABC):
         if batch.completion_masks is not None:
             ids = torch.where(batch.completion_masks[b], ids, ~ids)  # as in Group.marked_ids
         replies = tuple(tuple(ids[k, :n].tolist()) for k, n in enumerate(lengths))
-        for group in itertools.chain(self.train_dataset, self.eval_dataset or []):
+        for group in self.known_groups():
             if group.prompt_ids == prompt and group.marked_ids == replies:
                 return group.where
         return f"group {b + 1} of the batch"
+
+    def known_groups(self) -> Iterable[Group]:
+        """All groups that a batch may hold."""
+        return itertools.chain(self.train_dataset, self.eval_dataset or [])
 
     def note(self, **sums: Tensor) -> None:
         """Metrics summed over some groups of a step; `log` divides them by what these groups `count`."""
@@ -251,16 +255,20 @@ class GroupTrainer(Trainer, ABC):
         self.checkpoints.prune(self.state.best_model_checkpoint)
 
     def _save_notes(self, folder: Path) -> None:
+        text = json.dumps(self.notes())
+        (folder / f"notes_{self.args.process_index}.json").write_text(text, encoding="utf-8")
+
+    def notes(self) -> dict[str, Any]:
         """What this process noted since the last log, and the passes that it has trained in: other passes round otherwise."""
         sums = {name: float(value) for name, value in self._sums.items()}
-        record = {"sums": sums, "counted": self._counted, "tokens_per_pass": self.tokens_per_pass}
-        (folder / f"notes_{self.args.process_index}.json").write_text(json.dumps(record), encoding="utf-8")
+        return {"sums": sums, "counted": self._counted, "tokens_per_pass": self.tokens_per_pass}
 
-    def restore_notes(self, folder: Path) -> None:
-        """Go on with what a checkpoint's `notes` say."""
+    def restore_notes(self, folder: Path) -> dict[str, Any]:
+        """Go on with what a checkpoint's `notes` say, and return them."""
         record = json.loads((folder / f"notes_{self.args.process_index}.json").read_text(encoding="utf-8"))
         self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in record["sums"].items()}
         self._counted, self._budget = record["counted"], record["tokens_per_pass"]
+        return dict(record)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A standard folder: weights (or the adapter) as safetensors, configuration, tokenizer, template, and no pickle."""
