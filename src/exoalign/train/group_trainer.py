@@ -55,6 +55,7 @@ class GroupTrainer(Trainer, ABC):
     Attributes:
         temperature: the logits are divided by it in the default `values`.
         values_are: what `values` finds, in words for an error.
+        batch_type: what the tensors of a batch are handed on as.
 
     Raises:
         DataError, ModelError, TrainingError: when data, model and settings do not fit; see the messages.
@@ -67,6 +68,7 @@ class GroupTrainer(Trainer, ABC):
     loss_is_scaled_for_ga = True  # compute_loss divides by what the whole step counts
     temperature: float = 1.0
     values_are = "log-probs"
+    batch_type: type[GroupBatch] = GroupBatch
 
     def __init__(
         self,
@@ -155,7 +157,7 @@ class GroupTrainer(Trainer, ABC):
         prepare = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
         if callable(prepare):
             prepare()
-        batch = GroupBatch(**self._prepare_inputs(inputs))
+        batch = self.batch_type(**self._prepare_inputs(inputs))
 
         def backward(loss: Tensor, last: bool) -> None:  # several processes exchange gradients after the last pass only
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -187,7 +189,7 @@ class GroupTrainer(Trainer, ABC):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The losses, summed over the groups of this pass and divided by what the whole step counts."""
-        batch = GroupBatch(**inputs)
+        batch = self.batch_type(**inputs)
         values = self.values(model, batch)
         losses = self._finite_losses(model, values, batch)
         loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else self.count(batch))
@@ -279,7 +281,7 @@ class GroupTrainer(Trainer, ABC):
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """The loss of a held-out batch; there are no labels to gather."""
-        batch = GroupBatch(**self._prepare_inputs(inputs))
+        batch = self.batch_type(**self._prepare_inputs(inputs))
         values = values_in_passes(model, batch, self.values, max_tokens=self.tokens_per_pass)
         return self._finite_losses(model, values, batch).sum() / self.count(batch), None, None
 
@@ -288,7 +290,7 @@ class GroupTrainer(Trainer, ABC):
 
         Several processes average their gradients, so that each divides by the mean of what they count.
         """
-        counted = sum(self.count(GroupBatch(**batch)) for batch in batch_samples)
+        counted = sum(self.count(self.batch_type(**batch)) for batch in batch_samples)
         if self.args.world_size == 1:
             return counted
         everywhere = self.accelerator.reduce(torch.tensor(counted, device=device), reduction="sum")
