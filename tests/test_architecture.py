@@ -25,7 +25,7 @@ LEVELS = [
     ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators",
      "config_data", "config_train", "config_sft", "config_reward_model", "config_sample", "config_judge",
      "config_reward", "config", "config_runs", "config_compare", "recipe_paths", "recipe", "compare_recipe", "cells"],
-    ["losses", "objectives", "reward_losses", "data", "lab"],
+    ["losses", "objectives", "reward_losses", "rl_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],

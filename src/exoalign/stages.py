@@ -185,11 +185,13 @@ def chosen(context: Context, groups: Iterable[Group]) -> list[Group]:
     return pairs
 
 
-def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
-    """Train the policy -> model/, history.json, groups.parquet with the reference log-probs; checkpoints/ while it lasts.
+def offline_trainer(context: Context, groups: Sequence[Group], folder: Path) -> ExoTrainer:
+    """The trainer of a recipe on ready groups, with the reference's log-probs.
 
-    Raises:
-        Interrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
+    Args:
+        context: the recipe, what to show.
+        groups: to train on.
+        folder: of the stage.
     """
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
     with context.progress("reference", len(groups)) as progress:
@@ -213,6 +215,16 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
                 context.say(f"  {line}")
             say_estimate(trainer.model, arguments, data, tokens=trainer.tokens_per_pass, show=context.show)
         trainer.prepare_reference()
+    return trainer
+
+
+def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
+    """Train the policy -> model/, history.json, groups.parquet with the reference log-probs; checkpoints/ while it lasts.
+
+    Raises:
+        Interrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
+    """
+    trainer = offline_trainer(context, groups, folder)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepProgress(enabled=context.show))
     minutes = context.recipe.align.checkpoint_minutes

@@ -190,7 +190,7 @@ def train(
 
 
 def tokens_of(trainer: Any) -> int:
-    """Tokens that went through the model, in training and in sampling what was trained on: ready groups were drawn once, too."""
+    """Tokens that went through the model in training, and in sampling it: ready groups were drawn once, too."""
     drawn = getattr(trainer, "sampled_tokens", None)
     return int(trainer.trained_tokens + (trainer.trained_tokens if drawn is None else drawn))
 

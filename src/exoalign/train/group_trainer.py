@@ -56,6 +56,7 @@ class GroupTrainer(Trainer, ABC):
         trained_tokens: tokens that went through the model in training so far, a prompt counted once for all its completions.
         temperature: the logits are divided by it in the default `values`.
         values_are: what `values` finds, in words for an error.
+        batch_type: what the tensors of a batch are handed on as.
 
     Raises:
         DataError, ModelError, TrainingError: when data, model and settings do not fit; see the messages.
@@ -68,6 +69,7 @@ class GroupTrainer(Trainer, ABC):
     loss_is_scaled_for_ga = True  # compute_loss divides by what the whole step counts
     temperature: float = 1.0
     values_are = "log-probs"
+    batch_type: type[GroupBatch] = GroupBatch
 
     def __init__(
         self,
@@ -157,7 +159,7 @@ class GroupTrainer(Trainer, ABC):
         prepare = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
         if callable(prepare):
             prepare()
-        batch = GroupBatch(**self._prepare_inputs(inputs))
+        batch = self.batch_type(**self._prepare_inputs(inputs))
         self.trained_tokens += int(batch.prompt_lengths.sum() + batch.completion_lengths.sum())
 
         def backward(loss: Tensor, last: bool) -> None:  # several processes exchange gradients after the last pass only
@@ -190,7 +192,7 @@ class GroupTrainer(Trainer, ABC):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The losses, summed over the groups of this pass and divided by what the whole step counts."""
-        batch = GroupBatch(**inputs)
+        batch = self.batch_type(**inputs)
         values = self.values(model, batch)
         losses = self._finite_losses(model, values, batch)
         loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else self.count(batch))
@@ -276,7 +278,7 @@ class GroupTrainer(Trainer, ABC):
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """The loss of a held-out batch; there are no labels to gather."""
-        batch = GroupBatch(**self._prepare_inputs(inputs))
+        batch = self.batch_type(**self._prepare_inputs(inputs))
         values = values_in_passes(model, batch, self.values, max_tokens=self.tokens_per_pass)
         return self._finite_losses(model, values, batch).sum() / self.count(batch), None, None
 
@@ -285,7 +287,7 @@ class GroupTrainer(Trainer, ABC):
 
         Several processes average their gradients, so that each divides by the mean of what they count.
         """
-        counted = sum(self.count(GroupBatch(**batch)) for batch in batch_samples)
+        counted = sum(self.count(self.batch_type(**batch)) for batch in batch_samples)
         if self.args.world_size == 1:
             return counted
         everywhere = self.accelerator.reduce(torch.tensor(counted, device=device), reduction="sum")
