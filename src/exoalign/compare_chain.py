@@ -200,7 +200,7 @@ class CompareChain:
         return replace(self.context.after(done), recipe=recipe)
 
     def _trainer(self, context: stages.Context, done: Done, folder: Path) -> Any:
-        if context.recipe.align.online is not None:
+        if getattr(context.recipe.align, "online", None) is not None:
             return stages.online_trainer(context, self.inputs.train, folder, trained=_model_of(done, "reward_model"))
         groups = stages.chosen(context, read_table(done["reward"].folder / stages.GROUPS))
         return stages.offline_trainer(context, groups, folder)

@@ -4,16 +4,13 @@ import os
 import signal
 
 import pytest
-import torch
-from tiny_online import PROMPTS, build_online, low_words
+from tiny_online import build_online
 from transformers import TrainerCallback
 
-from exoalign.data.table import read_table
-from exoalign.errors import ConfigError, DataError, Interrupted, TrainingError
+from exoalign.errors import Interrupted
 from exoalign.files import checksum
 from exoalign.train.checkpoints import train_resumably
-from exoalign.train.rollout_block import GROUPS, Block
-from exoalign.train.schedule import Schedule
+from exoalign.train.rollout_block import GROUPS
 
 STEPS = 8
 
