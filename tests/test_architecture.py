@@ -22,7 +22,7 @@ PACKAGE = "exoalign"
 # __main__.py are not listed: they may import everything, and nothing may import them.
 # fmt: off
 LEVELS = [
-    ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators",
+    ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators", "kl_estimators",
      "config_data", "config_train", "config_sft", "config_reward_model", "config_sample", "config_judge",
      "config_reward", "config", "config_runs", "config_compare", "recipe_paths", "recipe", "compare_recipe", "cells"],
     ["losses", "objectives", "reward_losses", "rl_losses", "data", "lab"],
@@ -38,7 +38,16 @@ LEVELS = [
 ]
 # fmt: on
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py
-TORCH_FREE = ["", "config", "recipe", "groups", "estimators", "report", "cli"]  # "": `import exoalign` itself
+TORCH_FREE = [
+    "",
+    "config",
+    "recipe",
+    "groups",
+    "estimators",
+    "kl_estimators",
+    "report",
+    "cli",
+]  # "": `import exoalign` itself
 HEAVY = ["torch", "transformers", "accelerate", "peft", "safetensors.torch"]  # all of these import torch
 FORBIDDEN_NAMES = ["utils", "helpers", "misc"]
 MOST_LINES = 300

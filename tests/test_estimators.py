@@ -14,6 +14,7 @@ from exoalign.errors import DataError
 from exoalign.estimators import (
     Interval,
     cluster_bootstrap,
+    correlation_bootstrap,
     effective_sample_size,
     entropy,
     paired_difference,
@@ -238,3 +239,37 @@ def test_interval_as_dict_is_json():
     assert json.loads(json.dumps(interval.as_dict())) == {"mean": 3.5, "low": 2.0, "high": 5.0}
     with pytest.raises(AttributeError):
         interval.mean = 0.0
+
+
+class TestCorrelation:
+    def test_by_hand(self):
+        # deviations of x: (-1, 1), (-2, 2); of y: (-1, 1), (1, -1): sums 2 - 4 = -2, 2 + 8 = 10, 2 + 2 = 4
+        x, y = [[0.0, 2.0], [1.0, 5.0]], [[3.0, 5.0], [9.0, 7.0]]
+        found = correlation_bootstrap(x, y)
+        assert found.mean == pytest.approx(-2 / math.sqrt(40))
+        assert (found.low, found.high) == pytest.approx((-1.0, 1.0))  # either cluster alone
+
+    def test_a_constant_in_a_cluster_changes_nothing(self):
+        generator = np.random.default_rng(0)
+        x, y = generator.normal(size=(2, 20, 4))
+        moved = x + generator.normal(0, 1000, size=(20, 1))
+        found = [correlation_bootstrap(values.tolist(), y.tolist()) for values in (x, moved)]
+        assert found[0].as_dict() == pytest.approx(found[1].as_dict(), abs=1e-9)
+
+    def test_where_nothing_varies_there_is_none(self):
+        assert correlation_bootstrap([[1.0, 2.0]], [[0.1, 0.1]]) is None
+        assert correlation_bootstrap([[0.1, 0.1, 0.1]], [[1.0, 2.0, 3.0]]) is None  # whose mean is not 0.1
+        assert correlation_bootstrap([[1.0]], [[2.0]]) is None
+
+    def test_a_resample_where_nothing_varies_is_no_correlation(self):
+        found = correlation_bootstrap([[1.0, 2.0], [3.0, 3.0]], [[1.0, 2.0], [1.0, 2.0]])
+        assert found.mean == pytest.approx(1 / math.sqrt(2))
+        assert found.low == 0.0
+
+    def test_unequal_samples_are_refused(self):
+        with pytest.raises(DataError, match="as many samples of x as of y"):
+            correlation_bootstrap([[1.0, 2.0]], [[1.0]])
+        with pytest.raises(DataError, match="as many samples of x as of y"):
+            correlation_bootstrap([[1.0], [2.0]], [[1.0]])
+        with pytest.raises(DataError, match=r"y\[0\]\[1\]: expected a finite number"):
+            correlation_bootstrap([[1.0, 2.0]], [[1.0, NAN]])

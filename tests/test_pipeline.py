@@ -60,7 +60,7 @@ def test_a_whole_run_leaves_every_artefact(recipe, tmp_path):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == result["metrics"]
     assert set(metrics["base"]["reward"]) == {"mean", "low", "high"}
-    assert set(metrics["aligned"]) == {"reward", "kl", "kl_exact", "length"}
+    assert set(metrics["aligned"]) == {"reward", "kl", "kl_exact", "kl_k3", "length"}
     assert metrics["prompts"] == 3
     assert "alignment report" in (out / "report" / "index.html").read_text().lower()
     assert [stage["name"] for stage in result["stages"]] == ["sample", "reward", "align", "evaluate"]

@@ -115,6 +115,50 @@ def paired_difference(
     return _bootstrap(difference, confidence, resamples, seed)
 
 
+def correlation_bootstrap(
+    x: Sequence[Sequence[float]],
+    y: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval | None:
+    """Correlation (Pearson's) of x and y within clusters, with the percentile bootstrap interval over clusters.
+
+    Both are taken as deviations from their cluster's mean, so that differences between clusters say nothing. With the sums of
+    products of deviations of cluster i: r = sum_i S_xy,i / sqrt(sum_i S_xx,i sum_i S_yy,i). A resample in which one of them
+    does not vary counts as 0.
+
+    Returns:
+        None where x or y varies within no cluster.
+
+    Raises:
+        DataError: unequal numbers of clusters or samples, or the reasons of `cluster_bootstrap`.
+        ValueError: confidence or resamples out of range.
+
+    >>> correlation_bootstrap([[0.0, 1.0], [5.0, 7.0]], [[3.0, 4.0], [0.0, 2.0]])
+    Interval(mean=1.0, low=1.0, high=1.0)
+    """
+    for name, values in (("x", x), ("y", y)):
+        _cluster_means(values, name)
+    if list(map(len, x)) != list(map(len, y)):
+        raise DataError("correlation_bootstrap: expected as many samples of x as of y in each cluster")
+    products = []
+    for xs, ys in zip(x, y, strict=True):
+        a, b = (np.asarray(values, dtype=np.float64) for values in (xs, ys))
+        a, b = (v - v.mean() if v.min() < v.max() else 0 * v for v in (a, b))  # no rounding where nothing varies
+        products.append((a @ b, a @ a, b @ b))
+    sums = np.array(products)
+    if not (sums[:, 1].any() and sums[:, 2].any()):
+        return None
+
+    def correlation(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        scale = np.sqrt(means[..., 1] * means[..., 2])
+        return np.divide(means[..., 0], scale, out=np.zeros_like(scale), where=scale > 0)
+
+    return _bootstrap(sums, confidence, resamples, seed, correlation)
+
+
 def effective_sample_size(log_weights: ArrayLike, mask: ArrayLike | None = None) -> NDArray[np.float64]:
     """1 / sum_k p_k^2 along the last axis for p = softmax(log_weights): of K completions, how many count (Kong 1992).
 

@@ -60,14 +60,14 @@ def evaluate_samples(
         )
         write_table(groups[name], folder / f"{name}.parquet")
     with context.progress("KL", len(rows)) as progress:
-        log_ratios, exact = kl_of_samples(
+        kl = kl_of_samples(
             models["aligned"],
             models["base"],
             groups["aligned"],
             temperature=settings.temperature,
             report=progress.advance,
         )
-    metrics = summarise(groups["base"], groups["aligned"], log_ratios, exact, seed=recipe.seed)
+    metrics = summarise(groups["base"], groups["aligned"], *kl, seed=recipe.seed)
     write_text(folder / METRICS, json.dumps(metrics, indent=1))
     return f"{len(rows)} prompts x {settings.k} completions of both models"
 

@@ -23,12 +23,13 @@ def samples(rewards, lengths):
 def test_summary_by_hand():
     base = samples([(0.0, 1.0), (0.0, 0.0)], [(1, 3), (2, 2)])
     aligned = samples([(1.0, 1.0), (0.5, 0.5)], [(4, 4), (2, 4)])
-    metrics = summarise(base, aligned, [[0.5, 1.5], [1.0, 1.0]], [[1.0, 1.0], [2.0, 2.0]])
+    metrics = summarise(base, aligned, [[0.5, 1.5], [1.0, 1.0]], [[1.0, 1.0], [2.0, 2.0]], [[0.0, 1.0], [3.0, 0.0]])
     assert metrics["base"]["reward"]["mean"] == 0.25
     assert metrics["aligned"]["reward"]["mean"] == 0.75
     assert metrics["difference"]["reward"] == {"mean": 0.5, "low": 0.5, "high": 0.5}  # 0.5 for either prompt: no spread
     assert metrics["aligned"]["kl"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    assert metrics["aligned"]["kl_exact"]["mean"] == 1.5
+    assert metrics["aligned"]["kl_exact"] == {"mean": 1.5, "low": 1.0, "high": 2.0}
+    assert metrics["aligned"]["kl_k3"] == {"mean": 1.0, "low": 0.5, "high": 1.5}
     assert metrics["base"]["length"]["mean"] == 2.0
     assert metrics["aligned"]["length"]["mean"] == 3.5
     assert (metrics["prompts"], metrics["completions_per_prompt"]) == (2, 2)
@@ -37,7 +38,7 @@ def test_summary_by_hand():
 def test_the_length_of_a_trajectory_is_what_the_assistant_wrote():
     (group,) = samples([(0.0, 1.0)], [(2, 5)])
     turns = replace(group, completion_masks=((True, True), (True, False, False, True, True)))
-    metrics = summarise([group], [turns], [[0, 0]], [[0, 0]])
+    metrics = summarise([group], [turns], *[[[0, 0]]] * 3)
     assert metrics["base"]["length"]["mean"] == 3.5
     assert metrics["aligned"]["length"]["mean"] == 2.5
 
@@ -45,15 +46,15 @@ def test_the_length_of_a_trajectory_is_what_the_assistant_wrote():
 def test_samples_of_other_prompts_are_refused():
     base = samples([(0.0, 1.0), (0.0, 0.0)], [(1, 3), (2, 2)])
     with pytest.raises(DataError, match="same prompts"):
-        summarise(base, base[::-1], [[0, 0]] * 2, [[0, 0]] * 2)
+        summarise(base, base[::-1], *[[[0, 0]] * 2] * 3)
     with pytest.raises(DataError, match="no rewards"):
-        summarise([Group("a", ("x",))], [Group("a", ("x",))], [[0]], [[0]])
+        summarise([Group("a", ("x",))], [Group("a", ("x",))], *[[[0]]] * 3)
 
 
 def test_a_policy_is_at_no_distance_from_itself(tiny_model):
     groups = samples([(0.0, 1.0)], [(2, 3)])
-    ratios, exact = kl_of_samples(tiny_model, tiny_model, groups, temperature=0.8)
-    assert ratios == [[0.0, 0.0]]
+    ratios, exact, k3 = kl_of_samples(tiny_model, tiny_model, groups, temperature=0.8)
+    assert ratios == k3 == [[0.0, 0.0]]
     assert exact[0] == pytest.approx([0.0, 0.0], abs=1e-6)
 
 

@@ -95,15 +95,17 @@ def test_passes_change_nothing(most):
 
 
 def comparison_by_hand(policy, reference, group, temperature):
-    """Log-ratio and the KL of each step, over whole distributions at every place, summed over the tokens that count."""
-    ratios, kls = [], []
+    """Log-ratio, the KL of each step and k3, over whole distributions at every place, summed over the tokens that count."""
+    ratios, kls, k3 = [], [], []
     for ids, mask in zip(group.completion_ids, group.completion_masks, strict=True):
         sequence = torch.tensor([[*group.prompt_ids, *ids]])
         log_p, log_r = (torch.log_softmax(m(sequence).logits[0] / temperature, -1) for m in (policy, reference))
         places = [(len(group.prompt_ids) + t - 1, ids[t]) for t in range(len(ids)) if mask[t]]
         ratios.append(sum(log_p[j, token] - log_r[j, token] for j, token in places))
         kls.append(sum((log_p[j].exp() * (log_p[j] - log_r[j])).sum() for j, _ in places))
-    return torch.stack(ratios)[None], torch.stack(kls)[None]
+        r = [(log_r[j, token] - log_p[j, token]).exp() for j, token in places]
+        k3.append(sum((x - 1) - x.log() for x in r))
+    return tuple(torch.stack(values)[None] for values in (ratios, kls, k3))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])

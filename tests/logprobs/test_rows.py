@@ -217,26 +217,31 @@ class TestComparePolicies:
     def test_the_log_ratio_is_the_difference_of_the_log_probs(self, kind):
         policy, reference = build(kind, seed=1), build(kind, seed=2)
         batch = collate(GROUPS, pad_id=PAD)
-        log_ratio, kl = compare_policies(policy, reference, batch, temperature=0.7)
+        log_ratio, kl, k3 = compare_policies(policy, reference, batch, temperature=0.7)
         difference = one_by_one(policy, GROUPS, 0.7) - one_by_one(reference, GROUPS, 0.7)
         assert_same(log_ratio, difference.detach())
-        assert log_ratio[~batch.mask].tolist() == kl[~batch.mask].tolist() == [0.0] * 4
+        for values in (log_ratio, kl, k3):
+            assert values[~batch.mask].tolist() == [0.0] * 4
         assert (kl[batch.mask] > 0).all()
+        assert (k3[batch.mask] > 0).all()
 
     @pytest.mark.parametrize("temperature", [1.0, 0.7])
     def test_the_kl_of_the_steps_is_the_sum_over_the_vocabulary(self, policies, temperature):
         policy, reference, _ = policies
         completions = ((2, 3, 1), (0,), (4, 0))
-        _, kl = compare_policies(policy, reference, collate([group_of(PROMPT, *completions)]), temperature=temperature)
-        expected = []
+        found = compare_policies(policy, reference, collate([group_of(PROMPT, *completions)]), temperature=temperature)
+        expected, k3 = [], []
         for ids in completions:
             prefixes = [[*PROMPT, *ids[:t]] for t in range(len(ids))]
             pairs = [[step_distributions(m, prefix, temperature) for m in (policy, reference)] for prefix in prefixes]
             expected.append(sum(p * math.log(p / r) for ps, rs in pairs for p, r in zip(ps, rs, strict=True)))
-        assert kl.tolist() == [pytest.approx(expected, rel=1e-9)]
+            ratios = [rs[token] / ps[token] for (ps, rs), token in zip(pairs, ids, strict=True)]
+            k3.append(sum((r - 1) - math.log(r) for r in ratios))
+        assert found.kl.tolist() == [pytest.approx(expected, rel=1e-9)]
+        assert found.k3.tolist() == [pytest.approx(k3, rel=1e-9)]
 
     @pytest.mark.parametrize("temperature", [1.0, 0.7])
-    def test_both_estimates_have_the_exact_kl_as_their_mean(self, policies, temperature):
+    def test_all_three_estimates_have_the_exact_kl_as_their_mean(self, policies, temperature):
         policy, reference, batch = policies
         with torch.no_grad():
             log_pi, log_ref = (
@@ -246,12 +251,13 @@ class TestComparePolicies:
         pi = log_pi.exp()
         assert pi.sum().item() == pytest.approx(1, abs=1e-12)  # nothing is missing from the enumeration
         exact = (pi * (log_pi - log_ref)).sum().item()
-        log_ratio, kl = compare_policies(policy, reference, batch, temperature=temperature)
+        found = compare_policies(policy, reference, batch, temperature=temperature)
         assert exact > 0.1
-        assert (pi * log_ratio[0]).sum().item() == pytest.approx(exact, rel=1e-9)
-        assert (pi * kl[0]).sum().item() == pytest.approx(exact, rel=1e-9)
-        # and the second has less variance, as its docstring says
-        assert (pi * (kl[0] - exact) ** 2).sum() < (pi * (log_ratio[0] - exact) ** 2).sum()
+        for values in found:
+            assert (pi * values[0]).sum().item() == pytest.approx(exact, rel=1e-9)
+        # and the exact steps have less variance than the two that look at the drawn token only
+        variances = {name: (pi * (getattr(found, name)[0] - exact) ** 2).sum().item() for name in found._fields}
+        assert variances["kl"] < min(variances["log_ratio"], variances["k3"])
 
     def test_a_policy_is_no_distance_from_itself(self):
         policy, batch = build("gpt2"), collate(GROUPS, pad_id=PAD)
@@ -260,9 +266,7 @@ class TestComparePolicies:
 
     def test_no_gradient_is_kept(self):
         policy, reference = build("llama", seed=1), build("llama", seed=2)
-        log_ratio, kl = compare_policies(policy, reference, collate(GROUPS))
-        assert not log_ratio.requires_grad
-        assert not kl.requires_grad
+        assert not any(values.requires_grad for values in compare_policies(policy, reference, collate(GROUPS)))
 
 
 def test_a_batch_that_is_built_by_hand_needs_no_order():

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from exoalign.data.collate import collate
 from exoalign.errors import DataError
 from exoalign.estimators import cluster_bootstrap, paired_difference
+from exoalign.evaluate.samples import lengths_of, rewards_of
 from exoalign.groups import Group
+from exoalign.kl_estimators import kl_intervals
 from exoalign.logprobs.engine import compare_policies
 from exoalign.logprobs.passes import budget_for, split_batch
+
+
+class SampleKl(NamedTuple):
+    """Three estimates of KL(policy ‖ reference) for each completion, a list for each group, in nats a completion.
+
+    Attributes:
+        log_ratios: log pi_theta(y|x) - log pi_ref(y|x).
+        exact: summed exact per-step KL.
+        k3: summed (r - 1) - log r.
+    """
+
+    log_ratios: list[list[float]]
+    exact: list[list[float]]
+    k3: list[list[float]]
 
 
 def kl_of_samples(
@@ -22,8 +38,8 @@ def kl_of_samples(
     *,
     temperature: float,
     report: Callable[[int], None] | None = None,
-) -> tuple[list[list[float]], list[list[float]]]:
-    """Two estimates of KL(policy ‖ reference) for each completion, in nats a completion.
+) -> SampleKl:
+    """Three estimates of KL(policy ‖ reference) for each completion: `kl_estimators` says what they are and what they need.
 
     Args:
         policy: the model that the groups were sampled from.
@@ -31,20 +47,17 @@ def kl_of_samples(
         groups: groups with token ids.
         temperature: the one of the samples.
         report: called with the number of groups done.
-
-    Returns:
-        log-ratios and summed exact per-step KL, a list for each group.
     """
     batch = collate(groups)
-    ratios, exact = (torch.zeros(batch.shape, dtype=torch.float64) for _ in range(2))
+    found = [torch.zeros(batch.shape, dtype=torch.float64) for _ in SampleKl._fields]
     for passes in split_batch(policy, batch, budget_for(groups, None)):
         for part in passes:
-            log_ratio, kl = compare_policies(policy, reference, part.of(batch), temperature=temperature)
-            part.put(log_ratio, ratios)
-            part.put(kl, exact)
+            of_part = compare_policies(policy, reference, part.of(batch), temperature=temperature)
+            for values, whole in zip(of_part, found, strict=True):
+                part.put(values, whole)
         if report:
             report(len(passes[0].groups))
-    return _lists(ratios, groups), _lists(exact, groups)
+    return SampleKl(*(_lists(values, groups) for values in found))
 
 
 def summarise(
@@ -52,6 +65,7 @@ def summarise(
     aligned: Sequence[Group],
     log_ratios: Sequence[Sequence[float]],
     exact_kl: Sequence[Sequence[float]],
+    k3: Sequence[Sequence[float]],
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -59,14 +73,14 @@ def summarise(
 
     Args:
         base, aligned: rewarded samples of both models for the same prompts, in the same order.
-        log_ratios, exact_kl: of the aligned model's samples, from `kl_of_samples`.
+        log_ratios, exact_kl, k3: of the aligned model's samples, from `kl_of_samples`.
         seed: of the bootstrap.
 
     Returns:
-        {"base": {"reward", "length"}, "aligned": {"reward", "kl", "kl_exact", "length"}, "difference": {"reward"},
-        "prompts", "completions_per_prompt"}; each quantity is {"mean", "low", "high"}, a 95% bootstrap interval over
-        prompts. `kl` is the log-ratio mean and `kl_exact` the summed per-step KL, both in nats a completion; `length` is
-        in tokens that count.
+        {"base": {"reward", "length"}, "aligned": {"reward", "kl", "kl_exact", "kl_k3", "length"}, "difference":
+        {"reward"}, "prompts", "completions_per_prompt"}; each quantity is {"mean", "low", "high"}, a 95% bootstrap
+        interval over prompts. `kl` is the log-ratio mean, `kl_exact` the summed per-step KL and `kl_k3` the summed k3, all
+        in nats a completion; `length` is in tokens that count.
 
     Raises:
         DataError: if the two sets of samples are not for the same prompts.
@@ -77,14 +91,13 @@ def summarise(
     def interval(values: Sequence[Sequence[float]]) -> dict[str, float]:
         return cluster_bootstrap(values, seed=seed).as_dict()
 
-    before, after = [_rewards(group) for group in base], [_rewards(group) for group in aligned]
+    before, after = [rewards_of(group) for group in base], [rewards_of(group) for group in aligned]
     return {
-        "base": {"reward": interval(before), "length": interval([_lengths(g) for g in base])},
+        "base": {"reward": interval(before), "length": interval([lengths_of(g) for g in base])},
         "aligned": {
             "reward": interval(after),
-            "kl": interval(log_ratios),
-            "kl_exact": interval(exact_kl),
-            "length": interval([_lengths(g) for g in aligned]),
+            **{name: found.as_dict() for name, found in kl_intervals(log_ratios, exact_kl, k3, seed=seed).items()},
+            "length": interval([lengths_of(g) for g in aligned]),
         },
         "difference": {"reward": paired_difference(before, after, seed=seed).as_dict()},
         "prompts": len(base),
@@ -92,16 +105,6 @@ def summarise(
     }
 
 
-def _rewards(group: Group) -> tuple[float, ...]:
-    if group.rewards is None:
-        raise DataError(f"{group.where}: has no rewards; score the samples first")
-    return group.rewards
-
-
 def _lists(values: torch.Tensor, groups: Sequence[Group]) -> list[list[float]]:
     """[B, K] -> the numbers of each group's completions."""
     return [row[: group.k] for row, group in zip(values.tolist(), groups, strict=True)]
-
-
-def _lengths(group: Group) -> list[float]:
-    return [float(n) for n in group.counted_tokens]

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from exoalign.adapters import KINDS, is_adapted
 from exoalign.errors import ModelError, first_line
 from exoalign.groups import GroupBatch
+from exoalign.kl_estimators import k3_terms
 from exoalign.logprobs import attention, readout, rows
 from exoalign.logprobs.adapted_head import adapted_head_of, head_state
 from exoalign.logprobs.head import Head, token_comparison, token_logprobs
@@ -81,16 +82,17 @@ def completion_scores(model: torch.nn.Module, batch: GroupBatch) -> Tensor:
 @torch.no_grad()
 def compare_policies(
     policy: torch.nn.Module, reference: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-ratio and exact per-step KL of each completion: see `rows.compare_policies`, whose fast twin this is."""
+) -> rows.Comparison:
+    """How far the policy is from the reference on each completion: see `rows.compare_policies`, whose fast twin this is."""
     if not (shares_prefix(policy) and shares_prefix(reference)):
         return rows.compare_policies(policy, reference, batch, temperature=temperature)
     packed = pack(batch).to(device_of(policy))
     hidden, head = hidden_states(policy, packed)
     other_hidden, other_head = hidden_states(reference, packed)
     ratio, kl = token_comparison(hidden, head, other_hidden, other_head, packed.targets, temperature=temperature)
-    packed = packed.to(torch.device("cpu"))
-    return packed.sums(ratio.double().cpu(), batch.shape), packed.sums(kl.double().cpu(), batch.shape)
+    packed, ratio = packed.to(torch.device("cpu")), ratio.double().cpu()
+    values = ratio, kl.double().cpu(), torch.from_numpy(k3_terms(ratio.numpy()))
+    return rows.Comparison(*(packed.sums(of_tokens, batch.shape) for of_tokens in values))
 
 
 def within(model: Any) -> Any:

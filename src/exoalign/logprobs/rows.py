@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from exoalign.errors import ModelError
 from exoalign.groups import GroupBatch
+from exoalign.kl_estimators import k3_terms
 
 
 @dataclass(frozen=True)
@@ -99,28 +100,44 @@ def completion_logprobs(model: torch.nn.Module, batch: GroupBatch, *, temperatur
     return sums.new_zeros(b * k).index_put((rows.owner,), sums).view(b, k)
 
 
+class Comparison(NamedTuple):
+    """How far a policy is from its reference on each completion: `kl_estimators` says what each is.
+
+    All [B, K], over tokens that count, in nats a completion, float64, 0 where absent.
+
+    Attributes:
+        log_ratio: log pi_theta(y|x) - log pi_ref(y|x).
+        kl: sum over the completion's steps of the exact KL(pi_theta(.|prefix) ‖ pi_ref(.|prefix)) over the vocabulary.
+        k3: sum over its tokens of (r - 1) - log r, r = pi_ref / pi_theta.
+    """
+
+    log_ratio: Tensor
+    kl: Tensor
+    k3: Tensor
+
+
 @torch.no_grad()
 def compare_policies(
     policy: torch.nn.Module, reference: torch.nn.Module, batch: GroupBatch, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Two measures of how far the policy is from the reference, for each completion.
+) -> Comparison:
+    """How far the policy is from the reference on each completion; the means over samples of pi_theta estimate the KL.
 
-    Returns:
-        log_ratio [B, K]: log pi_theta(y|x) - log pi_ref(y|x), whose mean over samples of pi_theta estimates the KL; and
-        kl [B, K]: sum over the completion's steps of the exact KL(pi_theta(.|prefix) || pi_ref(.|prefix)) over the
-        vocabulary, an estimate of the same KL with less variance. Both over tokens that count, in nats a completion, float64,
-        0 where absent.
+    Args:
+        policy, reference: causal language models with one vocabulary.
+        batch: B groups.
+        temperature: logits of both are divided by it.
     """
     b, k = batch.shape
-    log_ratio = torch.zeros(b * k, dtype=torch.float64)
-    kl = torch.zeros(b * k, dtype=torch.float64)
     rows = rows_of(batch, device_of(policy))
     log_p, log_ref = (torch.log_softmax(_scaled(row_logits(m, rows), temperature), -1) for m in (policy, reference))
     tokens = (log_p - log_ref).gather(-1, rows.targets[..., None]).squeeze(-1)
     steps = torch.nn.functional.kl_div(log_ref, log_p, reduction="none", log_target=True).sum(-1)
-    log_ratio[rows.owner.cpu()] = torch.where(rows.mask, tokens, 0.0).double().sum(1).cpu()
-    kl[rows.owner.cpu()] = torch.where(rows.mask, steps, 0.0).double().sum(1).cpu()
-    return log_ratio.view(b, k), kl.view(b, k)
+    tokens, steps = (torch.where(rows.mask, values, 0.0).double().cpu() for values in (tokens, steps))
+
+    def sums(values: Tensor) -> Tensor:
+        return values.new_zeros(b * k).index_put((rows.owner.cpu(),), values.sum(1)).view(b, k)
+
+    return Comparison(sums(tokens), sums(steps), sums(torch.from_numpy(k3_terms(tokens.numpy()))))
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
