@@ -56,7 +56,6 @@ class GroupTrainer(Trainer, ABC):
         trained_tokens: tokens that went through the model in training so far, a prompt counted once for all its completions.
         temperature: the logits are divided by it in the default `values`.
         values_are: what `values` finds, in words for an error.
-        batch_type: what the tensors of a batch are handed on as.
 
     Raises:
         DataError, ModelError, TrainingError: when data, model and settings do not fit; see the messages.
@@ -69,7 +68,7 @@ class GroupTrainer(Trainer, ABC):
     loss_is_scaled_for_ga = True  # compute_loss divides by what the whole step counts
     temperature: float = 1.0
     values_are = "log-probs"
-    batch_type: type[GroupBatch] = GroupBatch
+    batch_type: type[GroupBatch] = GroupBatch  # what `losses` and `values` are given
 
     def __init__(
         self,
@@ -283,9 +282,8 @@ class GroupTrainer(Trainer, ABC):
         return self._finite_losses(model, values, batch).sum() / self.count(batch), None, None
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int:
-        """What the passes of one step count: an uneven last pass then weighs what it holds.
-
-        Several processes average their gradients, so that each divides by the mean of what they count.
+        """What the passes of one step count: an uneven last pass then weighs what it holds. Several processes average their
+        gradients, so that each divides by the mean of what they count.
         """
         counted = sum(self.count(self.batch_type(**batch)) for batch in batch_samples)
         if self.args.world_size == 1:

@@ -196,12 +196,13 @@ class PpoTrainer(PolicyGradientTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the model's weights, with the value head's as a group of their own."""
-        if self.optimizer is None:
+        made: torch.optim.Optimizer | None = self.optimizer
+        if made is None:
             with self._bare_model():
-                optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+                made = super().create_optimizer(model)
             head = {"params": list(self.value_head.parameters()), "lr": self.args.value_learning_rate}
-            optimizer.add_param_group({**head, "weight_decay": 0.0})
-        return self.optimizer
+            made.add_param_group({**head, "weight_decay": 0.0})
+        return made
 
     def _attach(self) -> None:
         self.model.value_head = self.value_head

@@ -14,14 +14,17 @@ estimate unbiased; in the first the weight is 1 but for rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from exoalign.data.collate import collate
 from exoalign.groups import Group, GroupBatch
 from exoalign.rl_losses import rloo_loss
+from exoalign.train.correction import proposal_of
 from exoalign.train.rl_arguments import PolicyGradientConfig, RlooConfig
 from exoalign.train.rollouts import RolloutTrainer
 
@@ -55,6 +58,10 @@ class RlooTrainer(PolicyGradientTrainer):
     """Trains by the leave-one-out policy gradient; see `RolloutTrainer` for the arguments, which it shares."""
 
     args: RlooConfig
+
+    def inputs_of(self, groups: Sequence[Group], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The tensors of B groups, with c = log pi_ref - log mu as their proposal."""
+        return collate(groups, proposals=[proposal_of(group) for group in groups]).as_dict()
 
     def losses(self, model: torch.nn.Module, values: Tensor, batch: GroupBatch) -> Tensor:
         """The loss of each group, [B], whose gradient is that of -J."""
