@@ -25,7 +25,7 @@ methods:
   best-of-n: {best_of: 4}
 search: {learning_rate: [1e-3, 3e-3], prompts: 2, seed: 9}
 held_out: {function: length}
-small: {seeds: [0], checkpoints: 1, settings: [prompts.train.limit=2]}
+small: {seeds: [0], checkpoints: 1, settings: [prompts.limit=2]}
 """
 
 
@@ -38,7 +38,7 @@ def folder(tiny_folder, tmp_path, monkeypatch):
         rows = [json.dumps({"prompt": f"{name} {i}:"}) for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     (tmp_path / "rewards_of_mine.py").write_text(
-        "def vowels(prompts, completions):\n    return [sum(c in 'aeiou' for c in t) / 10 for t in completions]\n"
+        "def letters(prompts, completions):\n    return [sum(map(ord, t)) % 97 / 97 for t in completions]\n"
     )
     (tmp_path / "task.yaml").write_text(
         json.dumps(
@@ -46,7 +46,7 @@ def folder(tiny_folder, tmp_path, monkeypatch):
                 "model": {"path": str(tiny_folder), "precision": "float32"},
                 "prompts": {"train": "train.jsonl", "evaluation": "heldout.jsonl"},
                 "sample": {"k": 3, "max_new_tokens": 6},
-                "reward": {"function": "rewards_of_mine:vowels"},
+                "reward": {"function": "rewards_of_mine:letters"},
                 "align": {"groups_per_step": 2},
                 "evaluate": {"k": 2},
             }
@@ -93,7 +93,7 @@ def test_a_whole_comparison(folder, read):
 
     # a point says what its samples say
     point = found["runs"][1]["points"][1]
-    by_hand = [sum(sum(c in "aeiou" for c in t) / 10 for t in group.completions) / 2 for group in groups]
+    by_hand = [sum(sum(map(ord, t)) % 97 / 97 for t in group.completions) / 2 for group in groups]
     assert point["reward"]["mean"] == pytest.approx(sum(by_hand) / 3)
     assert point["kl_exact"]["mean"] > 0
     lengths = [[float(len(t.split())) for t in group.completions] for group in groups]
