@@ -107,6 +107,19 @@ def test_a_whole_comparison(folder, read):
         history = read(out / f"{search['method']}.b0.1.s0" / "history.json")["steps"]
         assert history[0]["learning_rate"] == pytest.approx(rate)
 
+    # the win rate against the model before alignment, by the replies of both seeds
+    rates = found["win_rates"]
+    assert rates["models"] == ["sft", "exo", "dpo-pref"]
+    by_reward = next(r for r in rates["against"] if r["model"] == "exo" and r["by"] == "reward")
+    before = stages_compare.samples_of(out / "base", 0)
+    seeds = [stages_compare.samples_of(out / f"exo.b0.1.s{seed}", 2) for seed in (0, 1)]
+    won = [
+        [(a > b) + 0.5 * (a == b) for of in seeds for a in of[i].rewards for b in before[i].rewards] for i in range(3)
+    ]
+    assert by_reward["rate"]["mean"] == pytest.approx(sum(sum(row) / len(row) for row in won) / 3)
+    assert {r["by"] for r in rates["against"]} == {"reward", "held-out reward model"}
+    assert len(rates["ratings"]) == 3
+
     with (out / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 2 + 3

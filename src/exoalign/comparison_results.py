@@ -12,6 +12,7 @@ from typing import Any
 from exoalign import stages, stages_compare
 from exoalign.cells import Cell
 from exoalign.compare_chain import BASE, CompareChain
+from exoalign.comparison_rates import win_rates
 from exoalign.data.table import read_table
 from exoalign.evaluate.best_of_n import best_of_n
 from exoalign.evaluate.frontier import Point, frontiers
@@ -155,6 +156,7 @@ class Results:
             ],
             "runs": list(self._page_runs()),
             **self.frontiers,
+            "win_rates": self._win_rates(),
             "search": list(self._search()),
             "samples": self._samples(),
             "recipe": self.work.comparison.model_dump(exclude_none=True)
@@ -175,6 +177,19 @@ class Results:
     ) -> dict[str, Any]:
         shown = [{key: value for key, value in point.items() if key != "prompts"} for point in points]
         return {"method": method, "seed": seed, "beta": beta, "points": shown, "history": history}
+
+    def _win_rates(self) -> dict[str, Any]:
+        """By the last points, at the first of the strengths."""
+        if self.base is None:
+            return {}
+        samples = {SFT: [stages_compare.samples_of(self.done[BASE].folder, 0)]}
+        first = self.work.comparison.betas[0]
+        for cell in self.cells:
+            if cell.beta in (None, first):
+                groups = stages_compare.samples_of(self.done[cell.name].folder, self.points[cell.name][-1]["step"])
+                samples.setdefault(cell.method, []).append(groups)
+        held_out = None if self.work.comparison.held_out is None else stages_compare.HELD_OUT
+        return win_rates(samples, SFT, held_out=held_out, seed=self.work.task.seed)
 
     def _search(self) -> Iterator[dict[str, Any]]:
         """Of each method what was tried, and what was taken."""
