@@ -49,7 +49,8 @@ def test_the_code_runs(tiny_model, capsys):
     exo, best = space["found"]["frontiers"]
     assert (exo["method"], best["method"]) == ("exo_rw", "best_of_n")
     assert exo["reward"][0] == best["reward"][0] == 1.75  # of the base
-    assert exo["reward"][-1] == best["reward"][-1] == 2.5  # the best of two is what the policy always gives
+    assert best["reward"][-1] == pytest.approx(2.5)
+    assert exo["reward"][-1] == pytest.approx(2.5, abs=0.1)  # always the best of two; either prompt has the other's KL
 
 
 def test_every_number_of_a_point_is_explained():

@@ -84,6 +84,6 @@ def test_from_a_model_to_a_frontier(tiny_model):
         [0.5, 2.5],
     )
     assert [f["method"] for f in found["frontiers"]] == ["exo_rw", "best_of_n"]
-    # the groups' rewards are those of the base: nothing is gained, while the best of two gains a half at log 2 - 1/2
+    # the groups' rewards are those of the base: nothing is gained, while the best of two gains a half
     assert found["frontiers"][0]["area"]["mean"] == pytest.approx(0.0)
     assert found["frontiers"][1]["reward"][-1] == pytest.approx(2.0)

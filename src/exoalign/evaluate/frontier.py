@@ -14,9 +14,12 @@ The frontier of a method is the mean of its seeds' frontiers. Its area is
 
 the mean gain in reward over the base at a KL of 0 to K, in units of the reward. K (`up_to`) is the same for all methods.
 
+The best of many noisy points is too good on the prompts that chose it. So the prompts are cut into folds: which points are the
+corners, and at which KL, is decided on the other folds, and their rewards are measured on the fold that had no say, as in
+cross-validation. A method of many points then gains nothing by their number: without any effect its area is 0 on average.
+
 Intervals are percentile bootstrap intervals over prompts, the same prompts redrawn for all methods, seeds, points and the base,
-so that differences are paired; in each resample the envelopes are drawn anew. The envelope takes the best of noisy points, so
-that an area leans upwards, the more so the more points a method has and the fewer the prompts: give methods as many points.
+so that differences are paired; each prompt stays in its fold, and in each resample the envelopes are drawn anew.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ from exoalign.estimators import Interval
 
 Floats = NDArray[np.float64]
 
-GRID = 40
-"""Places between 0 and the furthest point at which a frontier is drawn, beside its corners."""
+GRID = 100
+"""Steps from 0 to the furthest point in which a frontier is drawn."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Point:
 
     Attributes:
         rewards: [P], the mean reward of each prompt's completions.
-        kls: [P], their mean KL in nats (the exact one: the log-ratio is noisy enough to move a point off its place).
+        kls: [P], their mean KL in nats (the exact one: the log-ratio is noisy enough to move a point off its place); a mean
+            below 0 counts as 0.
     """
 
     rewards: ArrayLike
@@ -55,27 +59,26 @@ Methods = Mapping[str, Mapping[int, Sequence[Point]]]
 """Name of the method -> seed -> its points, of all betas and checkpoints."""
 
 
-def envelope(kls: ArrayLike, rewards: ArrayLike, base: float) -> tuple[Floats, Floats]:
-    """Corners of the frontier of one seed: KL and reward, both rising, from (0, base) or a better point at KL 0 on.
+def corners(kls: ArrayLike, rewards: ArrayLike) -> list[int]:
+    """Which points are the corners of the upper concave envelope, in the order of both their KLs and their rewards.
+
+    The first is the best at the smallest KL, the last the highest.
 
     Args:
-        kls: [n], below 0 (an estimate may be) taken as 0.
-        rewards: [n].
-        base: reward of the reference.
+        kls, rewards: [n], of the points and of the reference.
 
-    >>> [x.tolist() for x in envelope([1.0, 2.0, 3.0], [0.1, 1.0, 0.5], 0.0)]  # the first lies below the line to the second
-    [[0.0, 2.0], [0.0, 1.0]]
+    >>> corners([0.0, 1.0, 2.0, 3.0], [0.0, 0.1, 1.0, 0.5])  # the second lies below the line to the third, which is the highest
+    [0, 2]
     """
-    xs = np.append(0.0, np.maximum(np.asarray(kls, dtype=np.float64), 0.0)).tolist()
-    ys = np.append(base, np.asarray(rewards, dtype=np.float64)).tolist()
-    corners: list[tuple[float, float]] = []
-    for x, y in sorted(zip(xs, ys, strict=True), key=lambda point: (point[0], -point[1])):
-        if corners and y <= corners[-1][1]:
+    points = list(zip(np.asarray(kls).tolist(), np.asarray(rewards).tolist(), strict=True))
+    found: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if found and points[i][1] <= points[found[-1]][1]:
             continue  # no better than what costs less
-        while len(corners) > 1 and _below(corners[-2], corners[-1], (x, y)):
-            corners.pop()
-        corners.append((x, y))
-    return np.array([x for x, _ in corners]), np.array([y for _, y in corners])
+        while len(found) > 1 and _below(points[found[-2]], points[found[-1]], points[i]):
+            found.pop()
+        found.append(i)
+    return found
 
 
 def area(kls: Floats, rewards: Floats, base: float, up_to: float) -> float:
@@ -94,6 +97,7 @@ def frontiers(
     base: ArrayLike,
     *,
     up_to: float | None = None,
+    folds: int = 5,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -104,6 +108,7 @@ def frontiers(
         methods: their points, all of the same P prompts in the same order.
         base: [P], the mean reward of the reference's completions.
         up_to: the common KL; when None the furthest that all methods reach with one point at least.
+        folds: parts of the prompts, as many as there are prompts at most; with 1 the same prompts choose and measure.
         confidence: of the intervals.
         resamples: how many times the prompts are redrawn.
         seed: of the bootstrap.
@@ -119,8 +124,10 @@ def frontiers(
     Raises:
         DataError: no method, a method or seed without points, another number of prompts, something that is not finite, or a
             common KL that is not above 0.
-        ValueError: confidence or resamples out of range.
+        ValueError: folds, confidence or resamples out of range.
     """
+    if folds < 1:
+        raise ValueError(f"folds: expected at least 1, found {folds!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number in (0, 1), found {confidence!r}")
     if resamples < 1:
@@ -141,20 +148,23 @@ def frontiers(
     # how often each prompt is drawn, over P; the first row is the data as they are
     draws = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) / prompts
     shares = np.vstack([np.full(prompts, 1 / prompts), draws])
+    folds = min(folds, prompts)
+    fold = generator.permutation(prompts) % folds
     ends = (1 - confidence) / 2, (1 + confidence) / 2
     found, areas, redrawn = [], {}, {}
     for name, seeds in measured.methods.items():
-        curves, areas[name] = _drawn(seeds, measured.base, shares, up_to, reached[name])
+        grid = np.linspace(0.0, reached[name], GRID + 1)
+        rewards, areas[name] = _drawn(seeds, shares, fold, folds, grid, up_to)
         picked = generator.integers(len(seeds), size=(resamples, len(seeds)))
         redrawn[name] = np.append(
             areas[name][0].mean(), np.take_along_axis(areas[name][1:], picked, axis=1).mean(axis=1)
         )
-        low, high = np.quantile(curves.rewards[1:], ends, axis=0)
+        low, high = np.quantile(rewards[1:], ends, axis=0)
         found.append(
             {
                 "method": name,
-                "kl": curves.kls.tolist(),
-                "reward": curves.rewards[0].tolist(),
+                "kl": grid.tolist(),
+                "reward": rewards[0].tolist(),
                 "low": low.tolist(),
                 "high": high.tolist(),
                 "area": _interval(areas[name].mean(axis=1), ends),
@@ -178,18 +188,10 @@ def frontiers(
 
 @dataclass(frozen=True)
 class _Measured:
-    """`base` [P]; of each method a list over seeds of [2, points, P]: rewards and KLs."""
+    """`base` [P]; of each method a list over seeds of [2, 1 + points, P]: rewards and KLs, the reference first."""
 
     base: Floats
     methods: dict[str, list[Floats]]
-
-
-@dataclass(frozen=True)
-class _Curves:
-    """`kls` [G]; `rewards` [S, G], of each row of shares."""
-
-    kls: Floats
-    rewards: Floats
 
 
 def _measured(methods: Methods, base: ArrayLike) -> _Measured:
@@ -202,7 +204,7 @@ def _measured(methods: Methods, base: ArrayLike) -> _Measured:
             raise DataError(f"method {name!r}: expected at least one point of each of its seeds")
         found[name] = []
         for seed, points in seeds.items():
-            rows = []
+            rows = [(of_base, np.zeros_like(of_base))]
             for i, point in enumerate(points):
                 where = f"method {name!r}, seed {seed}, point {i + 1}"
                 rewards = _numbers(point.rewards, len(of_base), f"{where}: rewards")
@@ -222,20 +224,26 @@ def _numbers(values: ArrayLike, count: int | None, where: str) -> Floats:
 
 
 def _drawn(
-    seeds: Sequence[Floats], base: Floats, shares: Floats, up_to: float, reached: float
-) -> tuple[_Curves, Floats]:
-    """The mean of the seeds' frontiers and their areas [S, seeds], for each row of shares [S, P]."""
-    of_base = shares @ base
-    means = [np.einsum("qnp,sp->sqn", points, shares, optimize=True) for points in seeds]  # [S, 2, points]
-    corners = [envelope(of_seed[0, 1], of_seed[0, 0], of_base[0])[0] for of_seed in means]
-    grid = np.unique(np.concatenate([np.linspace(0.0, reached, GRID + 1), *corners]))
-    rewards, areas = np.zeros((len(shares), len(grid))), np.empty((len(shares), len(seeds)))
-    for number, of_seed in enumerate(means):
-        for row, ((reward, kl), start) in enumerate(zip(of_seed, of_base, strict=True)):
-            xs, ys = envelope(kl, reward, float(start))
+    seeds: Sequence[Floats], shares: Floats, fold: NDArray[np.intp], folds: int, grid: Floats, up_to: float
+) -> tuple[Floats, Floats]:
+    """The mean of the seeds' frontiers on the grid [S, G], and their areas [S, seeds], for each row of shares [S, P]."""
+    rewards, areas = np.zeros((len(shares), len(grid))), np.zeros((len(shares), len(seeds)))
+    for number, part in itertools.product(range(len(seeds)), range(folds)):
+        measuring = shares * (fold == part)  # sums to the fold's share, so that the folds add up
+        choosing = shares - measuring if folds > 1 else shares
+        total = choosing.sum(axis=1, keepdims=True)
+        choosing = np.where(total > 0, choosing, shares) / np.where(
+            total > 0, total, 1.0
+        )  # few prompts: all in one fold
+        chosen = np.einsum("qnp,sp->sqn", seeds[number], choosing, optimize=True)
+        measured = seeds[number][0] @ measuring.T
+        for row, (reward, kl) in enumerate(chosen):
+            kl = np.maximum(kl, 0.0)  # an estimate may lie below
+            corner = corners(kl, reward)
+            xs, ys = kl[corner], measured[corner, row]
             rewards[row] += np.interp(grid, xs, ys) / len(seeds)
-            areas[row, number] = area(xs, ys, float(start), up_to)
-    return _Curves(grid, rewards), areas
+            areas[row, number] += area(xs, ys, measured[0, row], up_to)
+    return rewards, areas
 
 
 def _below(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
