@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from exoalign import stages, stages_compare
@@ -25,6 +26,8 @@ from exoalign.store import versions
 COMPARISON, TABLE = "comparison.json", "points.csv"
 ALL_POINTS, MOST_SAMPLES = 3, 2000
 """Prompts of which the page has samples of all points, and samples that it has in all."""
+LEAST_KL, MOVED = 1e-3, 0.05
+"""A method that gets less far than this, in nats and as a share of the furthest one, does not bound the common KL."""
 SFT = "sft"
 
 
@@ -52,6 +55,7 @@ class Results:
     Attributes:
         cells: the trainings that are done and whole, without the trials of the search.
         failed: those that ended by an error, with it.
+        still: of each method that hardly moved, that it did.
     """
 
     def __init__(self, work: CompareChain, done: Done) -> None:
@@ -65,6 +69,7 @@ class Results:
                 if found["failed"]:
                     self.failed[cell.name] = found["failed"]
         self.cells = [c for c in work.cells if self.points.get(c.name) and c.trial is None]
+        self.still: list[str] = []
         self.base = stages_compare.read_points(done[BASE].folder)["points"][0] if BASE in done else None
         self.best_of = self._best_of()
         self.frontiers = self._frontiers()
@@ -95,7 +100,24 @@ class Results:
         if self.base is None or not measured:
             return {"frontiers": [], "difference": []}
         ordered = {name: measured[name] for name in self.methods if name in measured}
-        return frontiers(ordered, self.base["prompts"]["reward"], seed=self.work.task.seed)
+        up_to = self._common_kl(ordered)
+        if up_to is None:
+            return {"frontiers": [], "difference": []}
+        return frontiers(ordered, self.base["prompts"]["reward"], up_to=up_to, seed=self.work.task.seed)
+
+    def _common_kl(self, measured: Mapping[str, Mapping[int, Sequence[Point]]]) -> float | None:
+        """The KL that all methods reach but for those that hardly moved, of which there is a warning; None if all did."""
+        reached = {
+            name: max(fmean(point.kls) for points in seeds.values() for point in points)
+            for name, seeds in measured.items()
+        }
+        least = max(LEAST_KL, MOVED * max(reached.values()))
+        for name, kl in reached.items():
+            if kl < least:
+                self.still.append(
+                    f"{self.label(name)} hardly moves: it gets {max(kl, 0.0):.3f} nats away from the model before"
+                )
+        return min((kl for kl in reached.values() if kl >= least), default=None)
 
     def label(self, method: str) -> str:
         """The method's name on the page."""
@@ -142,7 +164,7 @@ class Results:
 
     def comparison(self) -> dict[str, Any]:
         """All that the page shows, as JSON values."""
-        warnings = [f"{name} failed: {why}" for name, why in self.failed.items()]
+        warnings = [*(f"{name} failed: {why}" for name, why in self.failed.items()), *self.still]
         left = [stage.name for stage in self.work.stages if stage.name not in self.done]
         if left:
             warnings.append(
