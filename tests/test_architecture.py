@@ -23,13 +23,14 @@ PACKAGE = "exoalign"
 # fmt: off
 LEVELS = [
     ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators", "kl_estimators",
-     "config_data", "config_train", "config_sft", "config_reward_model", "config_sample", "config_judge",
+     "config_data", "config_online", "config_train", "config_sft", "config_reward_model", "config_sample", "config_judge",
      "config_reward", "config", "config_runs", "config_compare", "recipe_paths", "recipe", "compare_recipe", "cells"],
     ["losses", "objectives", "reward_losses", "rl_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_evaluate", "stages_sft",
+    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_online", "stages_evaluate",
+     "stages_sft",
      "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline",
      "stages_compare", "compare_chain", "comparison_rates", "comparison_results",
      "comparison"],

@@ -85,6 +85,8 @@ def method_recipe(
             align.pop(key, None)
     if objective not in PAIRED and "completions" not in changes:
         align.pop("completions", None)
+    if align.get("online") is not None:  # it draws its own, so many of each prompt as it says itself
+        values["sample"] = {key: value for key, value in values.get("sample", {}).items() if key != "k"}
     if beta is not None:
         align = _merged(align, _strength(objective, align, beta))
     if learning_rate is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from exoalign.config_data import CompletionsSection, Count, Positive, Section
+from exoalign.config_online import OnlineSection
 
 ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "ipo", "sft_best"]
 PAIRED = ("exo_pref", "dpo_pref", "ipo")
@@ -14,10 +15,10 @@ PAIRED = ("exo_pref", "dpo_pref", "ipo")
 UNREAD = {
     "exo_rw": ("epsilon",),
     "dpo_rw": ("epsilon",),
-    "exo_pref": ("beta_r",),
-    "dpo_pref": ("beta_r",),
-    "ipo": ("beta_r", "epsilon"),
-    "sft_best": ("beta_pi", "beta_r", "epsilon"),
+    "exo_pref": ("beta_r", "correction"),
+    "dpo_pref": ("beta_r", "correction"),
+    "ipo": ("beta_r", "epsilon", "correction"),
+    "sft_best": ("beta_pi", "beta_r", "epsilon", "correction"),
 }
 """The settings that an objective does not read."""
 
@@ -74,7 +75,9 @@ class AlignSection(TrainingSection):
     """The objective and its optimisation (see `TrainingSection` too).
 
     `groups_per_step` groups make one optimizer step. `completions` chooses among those that were sampled, for example the best
-    and the worst as a pair. `nll_weight` adds so much of the negative log-likelihood a token of the best completion.
+    and the worst as a pair. `nll_weight` adds so much of the negative log-likelihood a token of the best completion. `online`
+    samples the policy as it trains. `correction` is that of the proposal, for completions that the reference did not draw;
+    `auto` makes it where they say so.
     """
 
     objective: ObjectiveName = "exo_rw"
@@ -84,6 +87,8 @@ class AlignSection(TrainingSection):
     epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = None
     nll_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     temperature: Positive | None = None
+    correction: Literal["auto", "on", "off"] = "auto"
+    online: OnlineSection | None = None
     groups_per_step: Count = 8
 
     @model_validator(mode="after")
@@ -93,6 +98,16 @@ class AlignSection(TrainingSection):
                 "`epsilon` is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
                 " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
             )
+        if self.online is not None:
+            if self.objective in PAIRED:
+                raise ValueError(
+                    f"`objective` is {self.objective}, which learns from pairs, and `online` samples have rewards: use"
+                    " exo_rw or dpo_rw"
+                )
+            if "completions" in self.model_fields_set:
+                raise ValueError(
+                    "`completions` has no effect with `online`: all of its `k` are trained on; leave it out"
+                )
         for name in sorted(self.model_fields_set.intersection(UNREAD[self.objective])):
             raise ValueError(f"`{name}` has no effect with {self.objective}; leave it out")
         return self
