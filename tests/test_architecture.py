@@ -23,7 +23,7 @@ PACKAGE = "exoalign"
 # fmt: off
 LEVELS = [
     ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators",
-     "config_data", "config_train", "config_sft", "config_reward_model", "config_sample", "config_judge",
+     "config_data", "config_ppo", "config_train", "config_sft", "config_reward_model", "config_sample", "config_judge",
      "config_reward", "config", "config_runs", "recipe_paths", "recipe"],
     ["losses", "reward_losses", "rl_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
