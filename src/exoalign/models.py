@@ -232,8 +232,10 @@ def autocast(device: torch.device, *, bf16: bool) -> Iterator[None]:
         yield
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
     """SHA-256 over names, types and bytes of all weights, and the configuration: equal exactly when the models are.
+
+    With a `dtype`, that of the model with its numbers in this type, as if it had been loaded so.
 
     Adapters count with their settings; a model whose adapters are off has its base's fingerprint.
     """
@@ -245,6 +247,8 @@ def fingerprint(model: torch.nn.Module) -> str:
     if in_use := adapters.settings_of(model):
         digest.update(json.dumps(in_use, sort_keys=True, default=str).encode())
     for name, tensor in sorted(adapters.weights_of(model).items()):
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from tiny_training import tokenizer
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
 
 from exoalign.data.formats import PromptRow
@@ -13,6 +14,13 @@ from exoalign.groups import Group
 from exoalign.train.online import OnlineConfig, OnlineExoTrainer
 
 PROMPTS = [PromptRow(f"w{i} w2 w3", f"prompts.txt:{i}", {"number": i}) for i in range(1, 9)]
+
+
+def words():
+    """The tokenizer of `tiny_training`, which splits texts into words."""
+    found = tokenizer()
+    found.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    return found
 
 
 def low_words(groups: Sequence[Group]) -> list[Group]:
@@ -44,7 +52,7 @@ def build_online(out: Path, *, lora: bool = False, kind=OnlineExoTrainer, config
         "save_strategy": "no", "beta_r": 0.1, **settings,
     }  # fmt: skip
     trainer = kind(
-        model, config(str(out), **arguments), PROMPTS, low_words, processing_class=tokenizer(), peft_config=peft_config
+        model, config(str(out), **arguments), PROMPTS, low_words, processing_class=words(), peft_config=peft_config
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -13,6 +13,7 @@ Ten lines align a model::
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from exoalign.data.doctor.targets import target_findings
 from exoalign.groups import Group, GroupBatch, check_groups
 from exoalign.losses import OBJECTIVES
 from exoalign.train.arguments import ExoConfig
+from exoalign.train.correction import CollapseWatch, CorrectedCollate, correction_for
 from exoalign.train.group_trainer import GroupTrainer
 from exoalign.train.objective import objective_losses
 from exoalign.train.reference import add_reference, check_agreement
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+REMEDY = (
+    "sample from the reference itself or from a model nearer to it (sample.top_p, sample.top_k, sample.temperature), take more"
+    " completions a prompt (sample.k), or set align.correction to off, whose optimum is another one"
+)
 
 
 class ExoTrainer(GroupTrainer):
@@ -63,6 +70,7 @@ class ExoTrainer(GroupTrainer):
     Attributes:
         findings: the warnings given so far.
         reference_cache: the cache with the numbers of groups it was asked for and knew, or None.
+        corrected: training groups whose proposal is corrected, known when the reference is.
 
     Raises:
         DataError, ModelError, TrainingError: when data, model and settings do not fit; see the messages.
@@ -90,7 +98,8 @@ class ExoTrainer(GroupTrainer):
         self.temperature = args.temperature
         self._ref_model, self._report, self._adapter_is_fresh = ref_model, report, peft_config is not None
         self.reference_cache = None if reference_cache is None else ReferenceCache(reference_cache)
-        self._prepared = False
+        self._prepared, self.corrected = False, 0
+        self._watch: CollapseWatch | None = None
         self.findings: list[Finding] = []
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, **kwargs)
 
@@ -127,10 +136,33 @@ class ExoTrainer(GroupTrainer):
             )
             if self.eval_dataset is not None:
                 self.eval_dataset = add_reference(self.eval_dataset, reference, cache=self.reference_cache, **shared)
+            if OBJECTIVES[self.args.objective].needs == "rewards":
+                self._correct(reference)
         if self._ref_model is None:
             largest = check_agreement(self.train_dataset, self.model, **shared)
             logger.info("policy and reference agree before step 1: largest |log-ratio| %.2g nats", largest)
         self._prepared = True
+
+    def _correct(self, reference: torch.nn.Module) -> None:
+        """Find out which groups the reference did not draw, and give batches their proposal."""
+        how: dict[str, Any] = {"mode": self.args.correction, "temperature": self.args.temperature}
+        both = itertools.chain(self.train_dataset, self.eval_dataset or ())
+        correction = correction_for(both, reference, **how)
+        if correction is None:
+            return
+        self.data_collator = CorrectedCollate(correction)
+        completions = 0
+        for group in self.train_dataset:
+            completions += group.k
+            self.corrected += correction.of(group) is not None
+        self._watch = CollapseWatch(completions / len(self.train_dataset), REMEDY)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and warn once where the correction leaves too little of the completions."""
+        super().log(logs, start_time)
+        for finding in self._watch.look(self.state.log_history) if self._watch else ():
+            self.findings.append(finding)
+            logger.warning(finding.sentence)
 
     def losses(self, model: torch.nn.Module, values: Tensor, batch: GroupBatch) -> Tensor:
         """The objective of each group, [B], given its log-probs [B, K]."""

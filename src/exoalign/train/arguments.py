@@ -84,10 +84,11 @@ class ExoConfig(GroupConfig):
         epsilon: mass of the preference target on the loser; None takes the objective's own (1e-3 for exo_pref, 0 for
             dpo_pref).
         temperature: policy and reference logits are divided by it; the one that the completions were sampled at.
+        correction: of completions that the reference did not draw, with rewards: auto, on or off; see `train.correction`.
         disable_dropout: switch dropout off, so that policy and reference see the same network.
 
     Raises:
-        ConfigError: on an unknown objective, or a beta, epsilon or temperature out of range.
+        ConfigError: on an unknown objective or correction, or a beta, epsilon or temperature out of range.
     """
 
     objective: str = field(default="exo_rw", metadata={"help": "exo_rw, exo_pref, dpo_rw or dpo_pref"})
@@ -95,6 +96,7 @@ class ExoConfig(GroupConfig):
     beta_r: float = field(default=0.5, metadata={"help": "scale of the rewards in p"})
     epsilon: float | None = field(default=None, metadata={"help": "mass of the target on the loser"})
     temperature: float = field(default=1.0, metadata={"help": "logits are divided by it, policy and reference alike"})
+    correction: str = field(default="auto", metadata={"help": "of the proposal: auto, on or off"})
     learning_rate: float = field(default=1e-6, metadata={"help": "peak learning rate"})
 
     def __post_init__(self) -> None:
@@ -108,6 +110,12 @@ class ExoConfig(GroupConfig):
             self.epsilon = OBJECTIVES[self.objective].default_epsilon
         elif not 0 <= self.epsilon < 0.5:
             raise ConfigError(f"epsilon is {self.epsilon}; expected a number from 0 up to 0.5")
+        if self.correction not in ("auto", "on", "off"):
+            raise ConfigError(f"correction is {self.correction!r}; expected auto, on or off")
+        if self.correction == "on" and OBJECTIVES[self.objective].needs == "winner":
+            raise ConfigError(
+                f"correction is on with {self.objective}, whose target is a preference: it has no proposal to correct"
+            )
         if self.objective == "exo_pref" and not self.epsilon:
             raise ConfigError("epsilon is 0 with exo_pref: the target has no mass on the loser; set it above 0")
         super().__post_init__()

@@ -2,22 +2,36 @@
 
 Every `resample_every` steps the policy is sampled (iterative EXO). Its samples are corrected by c = log pi_ref - log mu, with
 mu the policy that drew them, so that the optimum is the same pi* as with samples of the reference (`train.correction`).
+`correction="off"` leaves it out, for comparison: then the optimum is another one, and moves with the policy.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from exoalign.data.collate import collate
+from exoalign.data.doctor.findings import Finding
 from exoalign.errors import ConfigError
-from exoalign.groups import GroupBatch
+from exoalign.groups import Group, GroupBatch
 from exoalign.losses import OBJECTIVES
 from exoalign.train.arguments import ExoConfig
+from exoalign.train.correction import CollapseWatch, proposal_of
 from exoalign.train.objective import objective_losses
 from exoalign.train.rollout_config import RolloutConfig
 from exoalign.train.rollouts import RolloutTrainer
+
+logger = logging.getLogger(__name__)
+
+REMEDY = (
+    "the policy is far from the reference: raise beta_pi or beta_r, lower the learning rate, take more completions a prompt"
+    " (k), or truncate less (top_p, top_k)"
+)
 
 
 @dataclass
@@ -45,6 +59,24 @@ class OnlineExoTrainer(RolloutTrainer):
     """Aligns a causal language model on its own samples; see `RolloutTrainer` for the arguments, which it shares."""
 
     args: OnlineConfig
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.findings: list[Finding] = []
+        self._watch = CollapseWatch(self.args.k, REMEDY)
+
+    def inputs_of(self, groups: Sequence[Group], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The tensors of B groups, with their proposal: the policy of the block's first step, not the reference, drew them."""
+        if self.args.correction == "off":
+            return collate(groups).as_dict()
+        return collate(groups, proposals=[proposal_of(group) for group in groups]).as_dict()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and warn once where the correction leaves too little of the completions."""
+        super().log(logs, start_time)
+        for finding in self._watch.look(self.state.log_history):
+            self.findings.append(finding)
+            logger.warning(finding.sentence)
 
     def losses(self, model: torch.nn.Module, values: Tensor, batch: GroupBatch) -> Tensor:
         """The objective of each group, [B], given its log-probs [B, K]."""

@@ -8,11 +8,12 @@ takes nothing from torch's random state: a training that was interrupted equals 
 What a subclass says:
 
 - `losses(model, values, batch)` [B]: as for any `GroupTrainer` (and `values`, `count`, if it needs others). The batch has
-  `reference_logprobs`, `rewards` and `proposal`, c = log pi_ref - log mu with mu the policy that drew the block.
+  `reference_logprobs` and `rewards`.
 - `experience(groups)`: tensors [n, ...], one row a group, that are computed once a block with the model that drew it (values,
   token log-probs, advantages). They are kept beside the groups, and in checkpoints. None unless overridden.
-- `inputs_of(groups, tensors)`: what `training_step` is given of some of the block's groups; `collate` unless overridden. A
-  subclass that hands on other tensors than a `GroupBatch` has needs a `training_step` of its own.
+- `inputs_of(groups, tensors)`: what `training_step` is given of some of the block's groups; `collate` unless overridden. Each
+  group has `sampler_logprobs`, log mu with mu the policy that drew the block. A subclass that hands on other tensors than a
+  `GroupBatch` has needs a `training_step` of its own.
 - `checked(groups)`: a last look at the block's groups when they are new.
 
 Shape legend: B groups, K completions, n groups of a block.
@@ -38,7 +39,6 @@ from exoalign.errors import ConfigError, DataError, TrainingError
 from exoalign.groups import Group
 from exoalign.sampling import TransformersSampler
 from exoalign.sampling.protocol import assemble
-from exoalign.train.correction import proposal_of
 from exoalign.train.group_trainer import GroupTrainer
 from exoalign.train.preflight import tokens_per_pass
 from exoalign.train.reference import check_agreement, logprobs_of
@@ -125,7 +125,7 @@ class RolloutTrainer(GroupTrainer):
 
     def inputs_of(self, groups: Sequence[Group], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """What `training_step` is given of B groups and their rows of the block's tensors, on the CPU."""
-        return collate(groups, proposals=[proposal_of(group) for group in groups]).as_dict()
+        return collate(groups).as_dict()
 
     def checked(self, groups: list[Group]) -> list[Group]:
         """A new block's groups as they are trained on."""
