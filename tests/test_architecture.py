@@ -23,14 +23,14 @@ PACKAGE = "exoalign"
 # fmt: off
 LEVELS = [
     ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators",
-     "config_data", "config_ppo", "config_train", "config_sft", "config_reward_model", "config_sample", "config_judge",
-     "config_reward", "config", "config_runs", "recipe_paths", "recipe"],
+     "config_data", "config_online", "config_ppo", "config_train", "config_sft", "config_reward_model", "config_sample",
+     "config_judge", "config_reward", "config", "config_runs", "recipe_paths", "recipe"],
     ["losses", "reward_losses", "rl_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_evaluate", "stages_sft",
-     "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline"],
+    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_online", "stages_evaluate",
+     "stages_sft", "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline"],
     ["tables", "cli_options", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample", "cli_score", "cli_reward",
      "cli_judge", "cli"],
 ]

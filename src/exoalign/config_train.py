@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from exoalign.config_data import CompletionsSection, Count, Positive, Section
+from exoalign.config_online import OnlineSection
 
 ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref"]
 
@@ -63,7 +64,8 @@ class AlignSection(TrainingSection):
     """The objective and its optimisation (see `TrainingSection` too).
 
     `groups_per_step` groups make one optimizer step. `completions` chooses among those that were sampled, for example the best
-    and the worst as a pair.
+    and the worst as a pair. `online` samples the policy as it trains. `correction` is that of the proposal, for completions
+    that the reference did not draw; `auto` makes it where they say so.
     """
 
     objective: ObjectiveName = "exo_rw"
@@ -72,6 +74,8 @@ class AlignSection(TrainingSection):
     beta_r: Positive = 0.5
     epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = None
     temperature: Positive | None = None
+    correction: Literal["auto", "on", "off"] = "auto"
+    online: OnlineSection | None = None
     groups_per_step: Count = 8
 
     @model_validator(mode="after")
@@ -81,7 +85,17 @@ class AlignSection(TrainingSection):
                 "`epsilon` is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
                 " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
             )
-        unread = {"beta_r"} if self.objective.endswith("_pref") else {"epsilon"}
+        unread = {"beta_r", "correction"} if self.objective.endswith("_pref") else {"epsilon"}
+        if self.online is not None:
+            if self.objective.endswith("_pref"):
+                raise ValueError(
+                    f"`objective` is {self.objective}, which learns from pairs, and `online` samples have rewards: use"
+                    " exo_rw or dpo_rw"
+                )
+            if "completions" in self.model_fields_set:
+                raise ValueError(
+                    "`completions` has no effect with `online`: all of its `k` are trained on; leave it out"
+                )
         for name in sorted(unread & self.model_fields_set):
             raise ValueError(f"`{name}` has no effect with {self.objective}; leave it out")
         return self

@@ -35,6 +35,7 @@ from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
 from exoalign.train.arguments import ExoConfig, arguments_of
 from exoalign.train.checkpoints import steps_of, train_resumably
+from exoalign.train.online import OnlineConfig
 from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reference_cache import ReferenceCache, default_folder
@@ -113,13 +114,14 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
     Raises:
         ConfigError: naming the key of `align.trainer` that is unknown, or that the recipe has a setting of its own for.
     """
-    align = recipe.align
+    align, kind = recipe.align, ExoConfig
     ours: dict[str, Any] = {
         "objective": align.objective,
         "beta_pi": align.beta_pi,
         "beta_r": align.beta_r,
         "epsilon": align.epsilon,
         "temperature": recipe.temperature,
+        "correction": align.correction,
         "learning_rate": align.learning_rate,
         "num_train_epochs": align.epochs,
         "per_device_train_batch_size": align.groups_per_step,
@@ -128,7 +130,19 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
         "seed": recipe.seed,
         "output_dir": output_dir,
     }
-    return arguments_of(ExoConfig, ours, align.trainer, section="align")
+    if align.online is not None:
+        sampled = recipe.sample
+        kind = OnlineConfig
+        ours |= {
+            "k": align.online.k,
+            "resample_every": align.online.resample_every,
+            "top_p": sampled.top_p,
+            "top_k": sampled.top_k,
+            "stop": tuple(sampled.stop),
+            "max_new_tokens": sampled.max_new_tokens,
+            "sampling_batch_size": sampled.batch_size,
+        }
+    return arguments_of(kind, ours, align.trainer, section="align")
 
 
 def sample(context: Context, rows: Sequence[PromptRow], folder: Path) -> str:
@@ -224,6 +238,11 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
         "warnings": [finding.sentence for finding in trainer.findings],
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
+    if trainer.corrected:
+        context.say(
+            f"  the reference did not draw the completions of {trainer.corrected} of {len(trainer.train_dataset)} groups: they"
+            " are corrected by log pi_ref - log mu"
+        )
     did = f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
     context.told(trainer.reference_cache)
     return did
