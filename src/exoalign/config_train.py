@@ -8,8 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from exoalign.config_data import CompletionsSection, Count, Positive, Section
 from exoalign.config_online import OnlineSection
+from exoalign.config_ppo import PpoSection
 
-ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref"]
+ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "ppo", "rloo"]
+POLICY_GRADIENTS = ("ppo", "rloo")
+"""Objectives that only samples of the policy itself serve."""
 
 
 class LoraSection(Section):
@@ -66,6 +69,9 @@ class AlignSection(TrainingSection):
     `groups_per_step` groups make one optimizer step. `completions` chooses among those that were sampled, for example the best
     and the worst as a pair. `online` samples the policy as it trains. `correction` is that of the proposal, for completions
     that the reference did not draw; `auto` makes it where they say so.
+
+    `ppo` and `rloo` are the baselines: they need `online`, and their KL penalty has the strength beta_pi times beta_r, at which
+    their optimum is that of EXO. The section `ppo` says how PPO goes about it.
     """
 
     objective: ObjectiveName = "exo_rw"
@@ -76,6 +82,7 @@ class AlignSection(TrainingSection):
     temperature: Positive | None = None
     correction: Literal["auto", "on", "off"] = "auto"
     online: OnlineSection | None = None
+    ppo: PpoSection | None = None
     groups_per_step: Count = 8
 
     @model_validator(mode="after")
@@ -86,6 +93,15 @@ class AlignSection(TrainingSection):
                 " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
             )
         unread = {"beta_r", "correction"} if self.objective.endswith("_pref") else {"epsilon"}
+        if self.objective in POLICY_GRADIENTS:
+            unread |= {"correction"}
+            if self.online is None:
+                raise ValueError(
+                    f"`objective` is {self.objective}, which learns from samples of the policy as it trains: give an `online`"
+                    " section too, for example {k: 4}"
+                )
+        if self.objective != "ppo":
+            unread |= {"ppo"}
         if self.online is not None:
             if self.objective.endswith("_pref"):
                 raise ValueError(
