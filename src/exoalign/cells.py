@@ -100,8 +100,6 @@ def method_recipe(
 
 def _strength(objective: str, align: dict[str, Any], beta: float) -> dict[str, Any]:
     """The settings that make beta the strength of the KL penalty."""
-    if objective in ("ppo", "rloo"):
-        return {"ppo": {"kl_coef": beta}}
     if objective in PAIRED:
         return {"beta_pi": beta}
     return {"beta_r": beta / align.get("beta_pi", 0.5)}

@@ -8,17 +8,22 @@ from pydantic import Field, field_validator, model_validator
 
 from exoalign.config_data import CompletionsSection, Count, Positive, Section
 from exoalign.config_online import OnlineSection
+from exoalign.config_ppo import PpoSection
 
-ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "ipo", "sft_best"]
+ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "ipo", "sft_best", "ppo", "rloo"]
 PAIRED = ("exo_pref", "dpo_pref", "ipo")
 """The objectives that learn from pairs with a winner."""
+POLICY_GRADIENTS = ("ppo", "rloo")
+"""Objectives that only samples of the policy itself serve."""
 UNREAD = {
-    "exo_rw": ("epsilon",),
-    "dpo_rw": ("epsilon",),
-    "exo_pref": ("beta_r", "correction"),
-    "dpo_pref": ("beta_r", "correction"),
-    "ipo": ("beta_r", "epsilon", "correction"),
-    "sft_best": ("beta_pi", "beta_r", "epsilon", "correction"),
+    "exo_rw": ("epsilon", "ppo"),
+    "dpo_rw": ("epsilon", "ppo"),
+    "exo_pref": ("beta_r", "correction", "ppo"),
+    "dpo_pref": ("beta_r", "correction", "ppo"),
+    "ipo": ("beta_r", "epsilon", "correction", "ppo"),
+    "sft_best": ("beta_pi", "beta_r", "epsilon", "correction", "ppo"),
+    "ppo": ("epsilon", "nll_weight", "correction"),
+    "rloo": ("epsilon", "nll_weight", "correction", "ppo"),
 }
 """The settings that an objective does not read."""
 
@@ -78,6 +83,9 @@ class AlignSection(TrainingSection):
     and the worst as a pair. `nll_weight` adds so much of the negative log-likelihood a token of the best completion. `online`
     samples the policy as it trains. `correction` is that of the proposal, for completions that the reference did not draw;
     `auto` makes it where they say so.
+
+    `ppo` and `rloo` are the baselines: they need `online`, and their KL penalty has the strength beta_pi times beta_r, at which
+    their optimum is that of EXO. The section `ppo` says how PPO goes about it.
     """
 
     objective: ObjectiveName = "exo_rw"
@@ -89,6 +97,7 @@ class AlignSection(TrainingSection):
     temperature: Positive | None = None
     correction: Literal["auto", "on", "off"] = "auto"
     online: OnlineSection | None = None
+    ppo: PpoSection | None = None
     groups_per_step: Count = 8
 
     @model_validator(mode="after")
@@ -97,6 +106,11 @@ class AlignSection(TrainingSection):
             raise ValueError(
                 "`epsilon` is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
                 " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
+            )
+        if self.objective in POLICY_GRADIENTS and self.online is None:
+            raise ValueError(
+                f"`objective` is {self.objective}, which learns from samples of the policy as it trains: give an `online`"
+                " section too, for example {k: 4}"
             )
         if self.online is not None:
             if self.objective in PAIRED:

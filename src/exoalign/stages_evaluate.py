@@ -22,6 +22,7 @@ from exoalign.groups import Group
 from exoalign.rewards.compose import Statistics
 from exoalign.sampling import SamplingSettings, TransformersSampler
 from exoalign.stages import METRICS, Context, scorers_of, training_arguments
+from exoalign.train.arguments import ExoConfig
 from exoalign.train.reference import add_reference
 from exoalign.train.reference_cache import ReferenceCache, default_folder
 
@@ -91,7 +92,9 @@ def evaluate_heldout(
     del reference
     _free()
     policy = context.load(aligned)
-    objective = training_arguments(recipe, bf16=False).loss
+    arguments = training_arguments(recipe, bf16=False)
+    assert isinstance(arguments, ExoConfig)
+    objective = arguments.loss
     metrics: dict[str, Any] = {}
     for name, part in parts.items():
         with context.progress(f"policy, {name}", len(part)) as progress:

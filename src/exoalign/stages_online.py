@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PrinterCallback, set_seed
 
@@ -16,21 +17,27 @@ from exoalign.rewards.rewarder import rewarder
 from exoalign.stages import GROUPS, HISTORY, MODEL, Context, scorers_of, training_arguments
 from exoalign.train.adapter import adapter_settings
 from exoalign.train.checkpoints import steps_of, train_resumably
-from exoalign.train.online import OnlineConfig, OnlineExoTrainer
+from exoalign.train.online import OnlineExoTrainer
+from exoalign.train.ppo import PpoTrainer
 from exoalign.train.progress_callback import StepProgress
+from exoalign.train.rloo import RlooTrainer
+from exoalign.train.rollout_config import RolloutConfig
+from exoalign.train.rollouts import RolloutTrainer
 
 
 def online_trainer(
     context: Context, rows: Sequence[PromptRow], folder: Path, *, trained: Path | None
-) -> OnlineExoTrainer:
+) -> RolloutTrainer:
     """The trainer of a recipe on the policy's own samples; arguments as `align_online`."""
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
-    assert isinstance(arguments, OnlineConfig)
+    assert isinstance(arguments, RolloutConfig)
+    baselines: dict[str, type[RolloutTrainer]] = {"ppo": PpoTrainer, "rloo": RlooTrainer}
+    build: Any = baselines.get(context.recipe.align.objective, OnlineExoTrainer)
     score = rewarder(*scorers_of(context, trained))
     model = context.load()
     set_seed(context.recipe.seed)  # an adapter's weights are drawn before the trainer sets its own
     try:
-        trainer = OnlineExoTrainer(
+        return build(  # type: ignore[no-any-return]
             model,
             arguments,
             rows,
@@ -40,7 +47,6 @@ def online_trainer(
         )
     except (TypeError, ValueError, RuntimeError, ImportError) as error:  # what only transformers can tell
         raise ConfigError(f"align.trainer: {error}") from error
-    return trainer
 
 
 def align_online(context: Context, rows: Sequence[PromptRow], folder: Path, *, trained: Path | None) -> str:
@@ -69,9 +75,10 @@ def align_online(context: Context, rows: Sequence[PromptRow], folder: Path, *, t
     )
     trainer.save_model(str(folder / MODEL))
     write_table(trainer.block.groups if trainer.block else [], folder / GROUPS)
+    findings = trainer.findings if isinstance(trainer, OnlineExoTrainer) else []  # the baselines have none
     record = {
         "steps": steps_of(trainer.state.log_history),
-        "warnings": [finding.sentence for finding in trainer.findings],
+        "warnings": [finding.sentence for finding in findings],
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
     return (

@@ -106,6 +106,15 @@ def test_the_first_step_of_a_rollout_is_on_policy(tmp_path):
     assert steps[0]["beta"] == 0.2
 
 
+def test_a_rollout_under_bfloat16_autocast_and_a_value_head_in_float32(tmp_path):
+    trainer = build(tmp_path, bf16=True, learning_rate=3e-3, max_steps=4)
+    trainer.train()
+    first = next(step for step in trainer.state.log_history if "loss" in step)
+    assert first["step_kl"] < 1e-9  # the ratio begins at 1 although generation rounds otherwise
+    assert trainer.value_head.weight.dtype == torch.float32
+    assert trainer.value_head.weight.abs().sum() > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_or_two_towards_the_optimum(kind, tmp_path):
     settings = {"learning_rate": 3e-3, "max_steps": 60, "per_device_train_batch_size": 8, "k": 8}
