@@ -24,7 +24,8 @@ PACKAGE = "exoalign"
 LEVELS = [
     ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators", "kl_estimators",
      "config_data", "config_online", "config_ppo", "config_train", "config_sft", "config_reward_model", "config_sample",
-     "config_judge", "config_reward", "config", "config_runs", "config_compare", "recipe_paths", "recipe", "compare_recipe", "cells"],
+     "config_judge", "config_reward", "config", "config_runs", "config_compare", "recipe_paths", "recipe",
+     "compare_recipe", "cells"],
     ["losses", "objectives", "reward_losses", "rl_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],

@@ -37,7 +37,7 @@ def online_trainer(
     model = context.load()
     set_seed(context.recipe.seed)  # an adapter's weights are drawn before the trainer sets its own
     try:
-        return build(  # type: ignore[no-any-return]
+        return build(
             model,
             arguments,
             rows,
