@@ -44,10 +44,8 @@ def cells(path, *overrides, small=False):
 
 def test_every_method_runs_with_every_strength_and_seed(files):
     assert list(cells(files)) == [
-        "exo-k4.b0.1.s3", "exo-k4.b0.1.s4", "exo-k4.b0.2.s3", "exo-k4.b0.2.s4",
-        "exo.b0.1.s3", "exo.b0.1.s4", "exo.b0.2.s3", "exo.b0.2.s4",
-        "dpo-pref.b0.1.s3", "dpo-pref.b0.1.s4", "dpo-pref.b0.2.s3", "dpo-pref.b0.2.s4",
-        "sft.s3", "sft.s4",
+        "exo-k4.b0.1.s3", "exo-k4.b0.2.s3", "exo.b0.1.s3", "exo.b0.2.s3", "dpo-pref.b0.1.s3", "dpo-pref.b0.2.s3", "sft.s3",
+        "exo-k4.b0.1.s4", "exo-k4.b0.2.s4", "exo.b0.1.s4", "exo.b0.2.s4", "dpo-pref.b0.1.s4", "dpo-pref.b0.2.s4", "sft.s4",
     ]  # fmt: skip
 
 
@@ -78,6 +76,7 @@ def test_every_method_is_tried_as_often(files):
         "exo.b0.1.search1", "exo.b0.1.search2", "exo.b0.2.search1", "exo.b0.2.search2",
     ]  # fmt: skip
     assert len(trials) == 2 * (3 * 2 + 1)
+    assert list(cells(files).values())[: len(trials)] == trials
     assert {cell.recipe.align.learning_rate for cell in trials} == {1e-6, 1e-5}
     assert {cell.seed for cell in trials} == {1_000_000}
 

@@ -38,17 +38,20 @@ class Cell:
 
 
 def cells_of(comparison: Comparison, task: Recipe) -> list[Cell]:
-    """All trainings of a comparison: for each trained method first the trials of the search, then each beta and seed.
+    """All trainings of a comparison: the trials of the search, then seed by seed all methods, each with each beta.
+
+    So what is done first of a long comparison compares all of them.
 
     Raises:
         ConfigError: naming the method and the key, if its settings do not fit the task.
     """
-    return [
+    cells = [
         cell
         for name, method in comparison.methods.items()
         if method.best_of is None
         for cell in _of_method(comparison, task, name, method)
     ]
+    return sorted(cells, key=lambda cell: -1 if cell.trial is not None else comparison.seeds.index(cell.seed))
 
 
 def _of_method(comparison: Comparison, task: Recipe, name: str, method: MethodSection) -> Iterator[Cell]:

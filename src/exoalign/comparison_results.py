@@ -69,7 +69,9 @@ class Results:
                 self.points[cell.name] = found["points"]
                 if found["failed"]:
                     self.failed[cell.name] = found["failed"]
-        self.cells = [c for c in work.cells if self.points.get(c.name) and c.trial is None]
+        order = list(self.methods)
+        whole = [cell for cell in work.cells if self.points.get(cell.name) and cell.trial is None]
+        self.cells = sorted(whole, key=lambda cell: order.index(cell.method))
         self.still: list[str] = []
         self.base = stages_compare.read_points(done[BASE].folder)["points"][0] if BASE in done else None
         self.best_of = self._best_of()
