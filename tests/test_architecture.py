@@ -31,8 +31,8 @@ LEVELS = [
     ["train", "evaluate", "merging"],
     ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_online", "stages_evaluate",
      "stages_sft", "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline"],
-    ["tables", "cli_options", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample", "cli_score", "cli_reward",
-     "cli_judge", "cli"],
+    ["tables", "cli_options", "cli_run", "cli_align", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample",
+     "cli_score", "cli_reward", "cli_judge", "cli"],
 ]
 # fmt: on
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py

@@ -125,3 +125,29 @@ def test_it_takes_prompts_not_data(tiny_folder):
     values = {"model": {"path": str(tiny_folder)}, "data": {"train": "x.jsonl"}, "align": {"objective": "exo_rw"}}
     with pytest.raises(ConfigError, match="samples completions by itself: give it `prompts` in the place of `data`"):
         build_recipe(values, ["align.online.k=4"])
+
+
+def test_truncated_samples_are_corrected_and_those_of_the_reference_are_not(recipe, tmp_path):
+    """Drawn once, from the model cut to its 20 likeliest tokens; then as they are, a run on ready groups."""
+    offline = {"learning_rate": 0.003, "groups_per_step": 2}
+    lines = []
+    run(recipe("out=cut", "sample.top_k=20", align=offline), say=lines.append, show=False)
+    assert any("did not draw the completions of 4 of 4 groups" in line for line in lines)
+    history = json.loads((tmp_path / "cut/align/history.json").read_text())["steps"]
+    assert 1 <= history[0]["correction_ess"] < 7.9
+    lines = []
+    run(recipe("out=whole", align=offline), say=lines.append, show=False)
+    assert not any("did not draw" in line for line in lines)
+    assert "correction_ess" not in json.loads((tmp_path / "whole/align/history.json").read_text())["steps"][0]
+
+    ready = recipe("out=ready", align={**offline, "online": None})
+    values = {
+        **ready.model_dump(include={"model"}),
+        "out": "ready",
+        "data": {"train": "cut/reward/groups.parquet"},
+        "align": {**offline, "learning_rate": 1e-9, "objective": "exo_rw"},
+    }
+    metrics = run(build_recipe(values), show=False)["metrics"]["train"]
+    assert metrics["loss_before"] == pytest.approx(metrics["loss_after"], abs=1e-4)
+    off = run(build_recipe({**values, "out": "off"}, ["align.correction=off"]), show=False)["metrics"]["train"]
+    assert abs(off["loss_before"] - metrics["loss_before"]) > 0.01

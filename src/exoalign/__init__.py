@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from exoalign.train.align import ExoTrainer
     from exoalign.train.arguments import ExoConfig
     from exoalign.train.checkpoints import train_resumably
+    from exoalign.train.online import OnlineConfig, OnlineExoTrainer
     from exoalign.train.ppo import PpoTrainer
     from exoalign.train.reward import RewardConfig, RewardTrainer
     from exoalign.train.rl_arguments import PpoConfig, RlooConfig
@@ -110,6 +111,7 @@ _HOMES = {
     "train.align": ["ExoTrainer"],
     "train.arguments": ["ExoConfig"],
     "train.checkpoints": ["train_resumably"],
+    "train.online": ["OnlineConfig", "OnlineExoTrainer"],
     "train.ppo": ["PpoTrainer"],
     "train.reward": ["RewardConfig", "RewardTrainer"],
     "train.rl_arguments": ["PpoConfig", "RlooConfig"],
@@ -128,7 +130,7 @@ __all__ = [  # noqa: RUF022 - in the order in which one meets them
     "open_records", "examine", "examine_fast", "Examination", "Finding",
     "completion_logprobs", "compare_policies", "SamplingSettings", "TransformersSampler", "score",
     "Scorer", "FunctionScorer", "RewardModel",
-    "ExoConfig", "ExoTrainer", "SftConfig", "SftTrainer", "RewardConfig", "RewardTrainer",
+    "ExoConfig", "ExoTrainer", "OnlineConfig", "OnlineExoTrainer", "SftConfig", "SftTrainer", "RewardConfig", "RewardTrainer",
     "PpoConfig", "PpoTrainer", "RlooConfig", "RlooTrainer", "train_resumably",
     "merge", "largest_pass", "cluster_bootstrap", "paired_difference",
     "load_recipe", "run", "dry_run", "list_runs", "__version__",

@@ -215,6 +215,8 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, settings, message):
 def test_no_prompts_and_prompts_without_room_are_refused(tmp_path):
     with pytest.raises(DataError, match="no prompts to sample after"):
         OnlineExoTrainer(tiny_policy(), OnlineConfig(str(tmp_path)), [], low_words, processing_class=words())
+    with pytest.raises(ConfigError, match="auto_find_batch_size would change which prompts a step has"):
+        build_online(tmp_path, auto_find_batch_size=True)
     with pytest.raises(DataError, match=r"prompts.txt:1: the prompt has 3 tokens.*context of 64"):
         build_online(tmp_path, max_new_tokens=62)
 
