@@ -113,6 +113,7 @@ def test_what_is_sampled_depends_on_seed_and_block_alone(tmp_path):
     block = one.make_block(1)
     assert torch.equal(torch.get_rng_state(), before)
     assert block.groups == other.make_block(1).groups
+    assert len({one.args.sampling(number).seed for number in range(5)}) == 5
     assert block.groups != other.make_block(2).groups
     assert block.groups != build_online(tmp_path, seed=4).make_block(1).groups
     assert [g.where for g in block.groups] == [PROMPTS[i].source for i in one.schedule.prompts_of(1)]
