@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exoalign import cli_compare, cli_data, cli_doctor, cli_judge, cli_reward, cli_runs, cli_sample, cli_score, cli_sft
+from exoalign import (
+    cli_compare,
+    cli_data,
+    cli_doctor,
+    cli_evaluate,
+    cli_judge,
+    cli_reward,
+    cli_runs,
+    cli_sample,
+    cli_score,
+    cli_sft,
+)
 from exoalign._version import __version__
 from exoalign.cli_options import AsJson, Inexact, Quiet, Redo
 
@@ -26,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_evaluate.app, name="evaluate")
 app.add_typer(cli_reward.app, name="reward")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. align.beta_r=0.5")]
