@@ -101,10 +101,8 @@ def test_the_sign_flip_test_by_enumeration():
 
 
 def test_sums_that_differ_by_rounding_alone_are_as_far_from_0():
-    # 0.1 + 0.2 - 0.3 is 5.6e-17, and in another order 2.8e-17 or 0: all signs count
-    assert (
-        sign_flip_test([0.1, 0.2, -0.3]) == sign_flip_test([0.2, -0.3, 0.1]) == sign_flip_test([-0.3, 0.2, 0.1]) == 1.0
-    )
+    # all are 0 but for rounding, so that all signs count: 0.1 + 0.2 + 0.3 - 0.6 is 1.1e-16, and in another order 5.6e-17
+    assert sign_flip_test([0.1, 0.2, 0.3, -0.6]) == sign_flip_test([-0.6, 0.1, 0.3, 0.2]) == 1.0
 
 
 def test_memory_does_not_change_the_test_or_the_regression(monkeypatch):
@@ -136,6 +134,30 @@ def test_two_models_have_the_rating_in_closed_form():
     assert found[0]["elo"] - found[1]["elo"] == pytest.approx(ahead, abs=1e-4)
     assert found[0]["elo"] + found[1]["elo"] == pytest.approx(2000)
     assert found[0]["low"] < found[0]["elo"] < found[0]["high"]
+
+
+def test_a_model_that_won_everything_is_held_by_the_prior():
+    won = np.full((8, 2, 2), np.nan)
+    won[:, 0, 1], won[:, 1, 0] = 1.0, 0.0
+    first, second = ratings(["a", "b"], won)
+    assert first["elo"] - second["elo"] == pytest.approx(400 * math.log10(8.5 / 0.5), abs=1e-4)
+    assert first["low"] == pytest.approx(first["elo"])  # every resample says the same
+
+
+def test_many_models_solve_the_likelihood_equations():
+    """At the maximum each model's wins are those that its rating lets expect: sum_j n_ij s_i / (s_i + s_j)."""
+    generator = np.random.default_rng(4)
+    won = np.full((30, 4, 4), np.nan)
+    for i, j in itertools.combinations(range(4), 2):
+        if (i, j) != (1, 3):  # these two never met
+            won[:, i, j] = generator.choice([0.0, 0.5, 1.0], size=30)
+            won[:, j, i] = 1 - won[:, i, j]
+    names = ["a", "b", "c", "d"]
+    elo = {row["model"]: row["elo"] for row in ratings(names, won)}
+    for i, name in enumerate(names):
+        others = [(j, other) for j, other in enumerate(names) if j != i and {i, j} != {1, 3}]
+        expected = sum(31 / (1 + 10 ** ((elo[other] - elo[name]) / 400)) for _, other in others)
+        assert won[:, i, [j for j, _ in others]].sum() + 0.5 * len(others) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_chain_of_comparisons_is_enough_and_a_gap_is_told():

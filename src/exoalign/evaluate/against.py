@@ -34,9 +34,9 @@ def by_reward(
     check_prompts(ours, theirs)
     both = [*ours, *theirs]
     length = characters if any(group.completion_ids is None for group in both) else tokens
-    values = [[list(numbers(group, column)) for group in side] for side in (ours, theirs)]
+    mine, yours = ([numbers(group, column) for group in side] for side in (ours, theirs))
     lengths = [length(group) for group in ours], [length(group) for group in theirs]
-    return win_rate(*values, lengths, seed=seed)
+    return win_rate(mine, yours, lengths, seed=seed)
 
 
 def by_verdicts(judged: Iterable[Judged], *, seed: int = 0) -> dict[str, Any]:
