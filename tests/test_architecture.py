@@ -34,7 +34,7 @@ LEVELS = [
      "stages_sft", "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline",
      "stages_compare", "compare_chain", "comparison_rates", "comparison_results", "comparison"],
     ["tables", "cli_options", "cli_run", "cli_align", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample",
-     "cli_score", "cli_reward", "cli_judge", "cli_compare", "cli"],
+     "cli_score", "cli_reward", "cli_judge", "cli_compare", "cli_evaluate", "cli"],
 ]
 # fmt: on
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py

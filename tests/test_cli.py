@@ -14,7 +14,7 @@ from exoalign import cli
 from exoalign._version import __version__
 from exoalign.store import RunFolder
 
-COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data", "sample", "score", "judge", "reward"]
+COMMANDS = ["run", "sft", "align", "merge", "doctor", "runs", "data", "sample", "score", "judge", "reward", "evaluate"]
 
 
 # What the command line offers: change it here too, and in the changelog, when it changes
@@ -191,6 +191,20 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
         ],
         "data adapters": [("--json", False, False)],
+        "evaluate winrate": [
+            ("ours", True, None),
+            ("theirs", True, None),
+            ("--chosen", False, False),
+            ("--column", False, None),
+            ("--seed", False, 0),
+            ("--json", False, False),
+        ],
+        "evaluate ratings": [
+            ("files", True, None),
+            ("--column", False, None),
+            ("--seed", False, 0),
+            ("--json", False, False),
+        ],
         "reward train": [
             ("--model", True, None),
             ("--data", True, None),
@@ -220,7 +234,7 @@ def python(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], *[[*c.split(), "--help"] for c in [*COMMANDS, "data convert"]]],
+    [["--help"], ["--version"], *[[*c.split(), "--help"] for c in [*COMMANDS, "data convert", "evaluate winrate"]]],
 )
 def test_help_exits_with_0_and_loads_no_torch(arguments):
     done = python("-X", "importtime", "-m", "exoalign", *arguments)

@@ -15,6 +15,7 @@ from exoalign import (
     cli_compare,
     cli_data,
     cli_doctor,
+    cli_evaluate,
     cli_judge,
     cli_reward,
     cli_runs,
@@ -37,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_evaluate.app, name="evaluate")
 app.add_typer(cli_reward.app, name="reward")
 
 

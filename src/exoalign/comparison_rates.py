@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from exoalign.evaluate.preferences import matrix, shares, win_rate
+from exoalign.evaluate.preferences import matrix, shares_between, win_rate
 from exoalign.evaluate.ratings import ratings
 from exoalign.evaluate.samples import lengths_of, rewards_of
 from exoalign.groups import Group
@@ -41,28 +39,18 @@ def win_rates(samples: Samples, base: str, *, held_out: str | None, seed: int = 
             "model": name,
             "other": base,
             "by": by,
-            **_told(win_rate(of[name], of[base], (lengths[name], lengths[base]), seed=seed)),
+            **win_rate(of[name], of[base], (lengths[name], lengths[base]), seed=seed),
         }
         for by, of in columns.items()
         for name in trained
     ]
     deciding = columns.get("held-out reward model", rewards)
-    prompts = len(next(iter(rewards.values())))
-    won = np.full((prompts, len(names), len(names)), np.nan)
-    for i, a in enumerate(names):
-        for j, b in enumerate(names):
-            if i != j:
-                won[:, i, j] = shares(deciding[a], deciding[b])
     return {
         "models": names,
         "matrix": matrix(names, deciding.__getitem__, seed=seed),
         "against": against,
-        "ratings": ratings(names, won, seed=seed),
+        "ratings": ratings(names, shares_between([deciding[name] for name in names]), seed=seed),
     }
-
-
-def _told(found: dict[str, Any]) -> dict[str, Any]:
-    return {**found, "invalid": 0}
 
 
 def _together(runs: Sequence[Sequence[Group]], values: Any) -> list[list[float]]:

@@ -216,6 +216,11 @@ def _summary(metrics: Mapping[str, Any], real: Sequence[Judged]) -> dict[str, An
     """The stage in the report page's words."""
     labels = {
         "win_rate": ("win rate", "inconsistent pairs count one half"),
+        "length_controlled": (
+            "win rate at equal length",
+            "of replies as long as the other's, by a logistic regression",
+        ),
+        "p_value": ("p", "how often so clear a win rate comes by chance where neither is better"),
         "score": ("score", ""),
         "agreement": ("agreement with the data's preferences", ""),
         "first_place": ("verdicts for the reply that stood first", "0.5 where the judge has no bias for a place"),

@@ -112,6 +112,8 @@ def judge_tables(metrics: Mapping[str, Any]) -> None:
     )
     lines = {
         "win rate": interval(metrics.get("win_rate")),
+        "win rate at equal length": interval(metrics.get("length_controlled")),
+        "p, if neither is better": "" if metrics.get("p_value") is None else f"{metrics['p_value']:.2g}",
         "score": interval(metrics.get("score")),
         "agreement with the data": interval(metrics.get("agreement")),
         "verdicts for the first place": interval(metrics.get("first_place")),
@@ -127,6 +129,32 @@ def judge_tables(metrics: Mapping[str, Any]) -> None:
     console.print(table)
     for warning in metrics["warnings"]:
         console.print(Text(f"warning: {plain(warning)}", style="yellow"))
+
+
+def win_rate_table(found: Mapping[str, Any]) -> None:
+    """Print a win rate as `evaluate.preferences` tells it."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    lines = {
+        "win rate": interval(found["rate"]),
+        "win rate at equal length": interval(found["length_controlled"]),
+        "interval": f"95%, {found['interval']}",
+        "pairs of replies": f"{found['pairs']}, to {found['prompts']} prompts",
+        "ties, each half a win": str(found["ties"]),
+        "p, if neither is better": f"{found['p_value']:.2g}",
+    }
+    for label, value in lines.items():
+        table.add_row(Text(label), Text(value))
+    _console().print(table)
+
+
+def ratings_table(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the ratings, the best first."""
+    table = Table(box=box.SIMPLE_HEAD, title="95% intervals in brackets", title_justify="left")
+    table.add_column("samples", overflow="fold")
+    table.add_column("rating", justify="right", no_wrap=True)
+    for row in found:
+        table.add_row(Text(plain(row["model"])), Text(f"{row['elo']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"))
+    _console().print(table)
 
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}

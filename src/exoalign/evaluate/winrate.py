@@ -1,7 +1,7 @@
 """Verdicts as numbers: win rate, scores, whether the judge contradicts itself, prefers a place, is fooled by a constant reply.
 
-Intervals are 95% bootstrap intervals over prompts. An inconsistent pair counts half a win, and has a number of its own beside
-it; an invalid one counts nowhere but in its own number. Needs no torch.
+Intervals are 95% bootstrap intervals over prompts (of a win rate Wilson's where each prompt has one pair). An inconsistent
+pair counts half a win, and has a number of its own beside it; an invalid one counts nowhere but there. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from exoalign.estimators import cluster_bootstrap
+from exoalign.evaluate.against import by_verdicts
 from exoalign.groups import Group
 from exoalign.rewards.comparisons import CONTROLS, Judged
 from exoalign.rewards.verdicts import SHARE
@@ -43,8 +44,9 @@ def pair_metrics(judged: Sequence[Judged], groups: Sequence[Group], *, named: bo
         seed: of the bootstrap.
 
     Returns:
-        {"pairs", "outcomes": counts, "win_rate" (if named), "agreement": with the data's winners or rewards, "inconsistent",
-        "invalid": shares of the pairs, "first_place": share of verdicts for the reply that stood first}.
+        {"pairs", "outcomes": counts, "agreement": with the data's winners or rewards, "inconsistent", "invalid": shares of the
+        pairs, "first_place": share of verdicts for the reply that stood first}, and if named {"win_rate", "length_controlled":
+        that at equal length, "p_value": of a win rate of one half by chance}.
     """
     outcomes = Counter(case.outcome for case in judged)
 
@@ -57,7 +59,9 @@ def pair_metrics(judged: Sequence[Judged], groups: Sequence[Group], *, named: bo
         "outcomes": {name: outcomes[name] for name in (*SHARE, "invalid")},
     }
     if named:
-        found["win_rate"] = interval(_shares)
+        rated = by_verdicts(judged, seed=seed) if any(map(_shares, judged)) else None
+        names = {"win_rate": "rate", "length_controlled": "length_controlled", "p_value": "p_value"}
+        found |= {name: None if rated is None else rated[key] for name, key in names.items()}
     found["agreement"] = interval(lambda case: _agreement(case, groups[case.case.group]))
     return {
         **found,
