@@ -45,6 +45,17 @@ def test_the_options_of_every_command_are_these():
             ("--json", False, False),
             ("--quiet -q", False, False),
         ],
+        "compare": [
+            ("recipe", True, None),
+            ("overrides", False, None),
+            ("--small", False, False),
+            ("--minutes", False, None),
+            ("--dry-run", False, False),
+            ("--redo", False, False),
+            ("--allow-inexact", False, False),
+            ("--json", False, False),
+            ("--quiet -q", False, False),
+        ],
         "align": [
             ("--model", True, None),
             ("--data", False, None),
@@ -332,7 +343,7 @@ BAD = {
     ),
     "unknown objective as option": (
         f"{ALIGN} pairs.jsonl --objective exo_prf",
-        "--objective: `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw', 'dpo_pref', 'ppo' or 'rloo';",
+        "--objective: `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw', 'dpo_pref', 'ipo', 'sft_best', 'ppo' or 'rloo';",
     ),
     "a baseline without samples": (
         f"{ALIGN} pairs.jsonl --objective ppo",
@@ -393,7 +404,7 @@ BAD = {
     ),
     "pairs without rewards": (
         f"{ALIGN} pairs.jsonl --objective exo_rw",
-        "pairs.jsonl:1: the objective needs `rewards`, which this group lacks; add it or use exo_pref or dpo_pref",
+        "pairs.jsonl:1: the objective needs `rewards`, which this group lacks; add it or use exo_pref, dpo_pref or ipo",
     ),
     "NaN": (f"{ALIGN} nan.jsonl --objective dpo_rw", "nan.jsonl:2: NaN is no number; expected finite values"),
     "a folder of something else": (
