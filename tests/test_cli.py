@@ -339,11 +339,12 @@ BAD = {
     "unknown objective": (
         "run data.yaml align.objective=exo_prf",
         "override 'align.objective=exo_prf': `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw',"
-        " 'dpo_pref', 'ppo' or 'rloo'; did you mean exo_pref?",
+        " 'dpo_pref', 'ipo', 'sft_best', 'ppo' or 'rloo'; did you mean exo_pref?",
     ),
     "unknown objective as option": (
         f"{ALIGN} pairs.jsonl --objective exo_prf",
-        "--objective: `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw', 'dpo_pref', 'ipo', 'sft_best', 'ppo' or 'rloo';",
+        "--objective: `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw', 'dpo_pref', 'ipo',"
+        " 'sft_best', 'ppo' or 'rloo';",
     ),
     "a baseline without samples": (
         f"{ALIGN} pairs.jsonl --objective ppo",

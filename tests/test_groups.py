@@ -148,8 +148,8 @@ def test_groups_that_the_objective_can_use_pass():
     ("groups", "needs", "message"),
     [
         ([], "winner", "the data is empty"),
-        ([PAIR, SCORED], "winner", r"^r:1: the objective needs `winner`, .* use exo_rw or dpo_rw"),
-        ([SCORED, PAIR], "rewards", r"^p:1: the objective needs `rewards`, .* use exo_pref or dpo_pref"),
+        ([PAIR, SCORED], "winner", r"^r:1: the objective needs `winner`, .* use exo_rw, dpo_rw or sft_best"),
+        ([SCORED, PAIR], "rewards", r"^p:1: the objective needs `rewards`, .* use exo_pref, dpo_pref or ipo"),
         ([dataclasses.replace(SCORED, winner=1)], "winner", "^r:1: found 3 completions, expected 2"),
         ([Group("Hi", ("a",), rewards=(1.0,), provenance={"source": "r:2"})], "rewards", "^r:2: found 1 completion, "),
     ],
