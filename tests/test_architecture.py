@@ -23,18 +23,18 @@ PACKAGE = "exoalign"
 # fmt: off
 LEVELS = [
     ["errors", "_version", "differences", "files", "finished", "progress", "groups", "estimators", "kl_estimators",
-     "config_data", "config_train", "config_sft", "config_reward_model", "config_sample", "config_judge",
-     "config_reward", "config", "config_runs", "config_compare", "recipe_paths", "recipe", "compare_recipe", "cells"],
+     "config_data", "config_online", "config_ppo", "config_train", "config_sft", "config_reward_model", "config_sample",
+     "config_judge", "config_reward", "config", "config_runs", "config_compare", "recipe_paths", "recipe",
+     "compare_recipe", "cells"],
     ["losses", "objectives", "reward_losses", "rl_losses", "data", "lab"],
     ["demo_model", "adapters", "models", "logprobs", "estimate"],
     ["sampling", "rewards"],
     ["train", "evaluate", "merging"],
-    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_evaluate", "stages_sft",
-     "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline",
-     "stages_compare", "compare_chain", "comparison_rates", "comparison_results",
-     "comparison"],
-    ["tables", "cli_options", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample", "cli_score", "cli_reward",
-     "cli_judge", "cli_compare", "cli_evaluate", "cli"],
+    ["partial", "store", "listing", "report", "stages_sample", "stages_score", "stages", "stages_online", "stages_evaluate",
+     "stages_sft", "stages_reward_model", "stages_judge", "inputs", "plan", "forecast", "chain", "pipeline",
+     "stages_compare", "compare_chain", "comparison_rates", "comparison_results", "comparison"],
+    ["tables", "cli_options", "cli_run", "cli_align", "cli_data", "cli_doctor", "cli_runs", "cli_sft", "cli_sample",
+     "cli_score", "cli_reward", "cli_judge", "cli_compare", "cli_evaluate", "cli"],
 ]
 # fmt: on
 TOP = ("", "__main__")  # the package's __init__.py and __main__.py

@@ -49,7 +49,9 @@ def test_the_options_of_every_command_are_these():
             ("--model", True, None),
             ("--data", False, None),
             ("--out", False, None),
-            ("--objective", False, "exo_pref"),
+            ("--objective", False, None),
+            ("--online", False, False),
+            ("--reward", False, None),
             ("--eval-data", False, None),
             ("--adapter", False, None),
             ("--split", False, None),
@@ -325,12 +327,16 @@ BAD = {
     "no setting": ("run data.yaml align.beta_r", "override 'align.beta_r': expected section.key=value, "),
     "unknown objective": (
         "run data.yaml align.objective=exo_prf",
-        "override 'align.objective=exo_prf': `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw' or"
-        " 'dpo_pref'; did you mean exo_pref?",
+        "override 'align.objective=exo_prf': `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw',"
+        " 'dpo_pref', 'ppo' or 'rloo'; did you mean exo_pref?",
     ),
     "unknown objective as option": (
         f"{ALIGN} pairs.jsonl --objective exo_prf",
-        "--objective: `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw' or 'dpo_pref'; did you mean",
+        "--objective: `align.objective` is 'exo_prf'; expected 'exo_rw', 'exo_pref', 'dpo_rw', 'dpo_pref', 'ppo' or 'rloo';",
+    ),
+    "a baseline without samples": (
+        f"{ALIGN} pairs.jsonl --objective ppo",
+        "--objective: align: `objective` is ppo, which learns from samples of the policy as it trains: give an `online`",
     ),
     "missing file": (f"{ALIGN} pears.jsonl", "--data: `data.train`: file pears.jsonl does not exist (looked for"),
     "missing file in a recipe": (

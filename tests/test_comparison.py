@@ -21,6 +21,8 @@ seeds: [0, 1]
 checkpoints: 2
 methods:
   exo: {label: "EXO, K = 2", align: {objective: exo_rw, completions: {choose: random, k: 2}}}
+  online: {align: {objective: exo_rw, online: {k: 2}}}
+  ppo: {align: {objective: ppo, online: {k: 2}}}
   dpo-pref: {align: {objective: dpo_pref, completions: {choose: best_worst, k: 2}}}
   best-of-n: {best_of: 4}
 search: {learning_rate: [1e-3, 3e-3], prompts: 2, seed: 9}
@@ -72,13 +74,12 @@ def test_a_whole_comparison(folder, read):
     out = folder / "out"
     assert result["left"] == []
     assert [(row["method"], row["runs"]) for row in result["methods"]] == [
-        ("exo", 2),
-        ("dpo-pref", 2),
-        ("best-of-n", 1),
-    ]
+        ("exo", 2), ("online", 2), ("ppo", 2), ("dpo-pref", 2), ("best-of-n", 1),
+    ]  # fmt: skip
     found = read(out / "comparison.json")
     assert [(r["method"], r["seed"], [p["step"] for p in r["points"]]) for r in found["runs"]] == [
-        ("exo", 0, [1, 2]), ("exo", 1, [1, 2]), ("dpo-pref", 0, [1, 2]), ("dpo-pref", 1, [1, 2]), ("best-of-n", 0, [1, 2, 4]),
+        ("exo", 0, [1, 2]), ("exo", 1, [1, 2]), ("online", 0, [1, 2]), ("online", 1, [1, 2]),
+        ("ppo", 0, [4, 8]), ("ppo", 1, [4, 8]), ("dpo-pref", 0, [1, 2]), ("dpo-pref", 1, [1, 2]), ("best-of-n", 0, [1, 2, 4]),
     ]  # fmt: skip
     assert not [warning for warning in found["warnings"] if "hardly moves" not in warning]
 
@@ -109,7 +110,7 @@ def test_a_whole_comparison(folder, read):
 
     # the win rate against the model before alignment, by the replies of both seeds
     rates = found["win_rates"]
-    assert rates["models"] == ["sft", "exo", "dpo-pref"]
+    assert rates["models"] == ["sft", "exo", "online", "ppo", "dpo-pref"]
     by_reward = next(r for r in rates["against"] if r["model"] == "exo" and r["by"] == "reward")
     before = stages_compare.samples_of(out / "base", 0)
     seeds = [stages_compare.samples_of(out / f"exo.b0.1.s{seed}", 2) for seed in (0, 1)]
@@ -118,11 +119,11 @@ def test_a_whole_comparison(folder, read):
     ]
     assert by_reward["rate"]["mean"] == pytest.approx(sum(sum(row) / len(row) for row in won) / 3)
     assert {r["by"] for r in rates["against"]} == {"reward", "held-out reward model"}
-    assert len(rates["ratings"]) == 3
+    assert len(rates["ratings"]) == 5
 
     with (out / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * 2 + 3
+    assert len(rows) == 8 * 2 + 3
     assert float(rows[3]["reward_mean"]) == pytest.approx(point["reward"]["mean"])
     assert (out / "report" / "index.html").is_file()
 
@@ -165,10 +166,8 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(folder, monkeypatch,
     result = run()
     assert any("dpo-pref.b0.1.s1 failed: the loss at step 1 is nan" in warning for warning in result["warnings"])
     assert [(row["method"], row["runs"]) for row in result["methods"]] == [
-        ("exo", 2),
-        ("dpo-pref", 1),
-        ("best-of-n", 1),
-    ]
+        ("exo", 2), ("online", 2), ("ppo", 2), ("dpo-pref", 1), ("best-of-n", 1),
+    ]  # fmt: skip
 
 
 def test_interrupted_and_run_again_it_ends_with_the_same(folder, monkeypatch, read):
@@ -196,7 +195,7 @@ def test_interrupted_and_run_again_it_ends_with_the_same(folder, monkeypatch, re
 def test_the_plan_names_every_stage(folder):
     plan = dry_run(*load_comparison("compare.yaml"))
     assert [each["stage"] for each in plan][:4] == ["sample", "reward", "base", "exo.b0.1.search1"]
-    assert len(plan) == 3 + 2 * (2 + 2)
+    assert len(plan) == 3 + 4 * (2 + 2)
     assert not (folder / "out").exists()
 
 

@@ -15,7 +15,8 @@ import pytest
 from exoalign.pipeline import run
 from exoalign.recipe import build_recipe
 
-KILLS = 20
+KILLS = {"chain": 20, "online": 8}
+"""Of a run whose alignment trains on samples that were drawn before, and on its own."""
 PRELOADED = ["exoalign.pipeline", "pytest", "datasets", "transformers.models.llama.modeling_llama"]
 APART = {"timing.json", "index.html", ".lock"}
 """What holds times, and the lock."""
@@ -40,6 +41,7 @@ def compare(left_alone: Path, killed: Path) -> None:
 def recipe(tiny_folder, tmp_path, monkeypatch):
     """Every stage of a chain, small, with a checkpoint at each step and rewards that take their time."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EXOALIGN_CACHE", str(tmp_path / "cache"))
     texts = [{"text": f"A {word} film, number {i}.", "label": i % 2} for i, word in enumerate(["bad", "fine"] * 8)]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"prompt": f"Film {i}:"}) for i in range(6)))
@@ -50,7 +52,8 @@ def recipe(tiny_folder, tmp_path, monkeypatch):
     )
     each_step = {"save_strategy": "steps", "save_steps": 1}
 
-    def make(out: str):
+    def make(out: str, kind: str):
+        own = {"epochs": 4, "online": {"k": 3, "resample_every": 2}}
         return build_recipe(
             {
                 "name": "tiny",
@@ -64,9 +67,10 @@ def recipe(tiny_folder, tmp_path, monkeypatch):
                     "trainer": each_step,
                 },
                 "prompts": {"train": "train.jsonl", "evaluation": "heldout.jsonl"},
-                "sample": {"k": 4, "max_new_tokens": 8, "batch_size": 4},
+                "sample": {"max_new_tokens": 8, "batch_size": 4} | ({} if kind == "online" else {"k": 4}),
                 "reward": {"scorers": [{"function": "slow_reward:vowels"}, {"model": "trained", "weight": 0.1}]},
-                "align": {"learning_rate": 0.003, "groups_per_step": 2, "trainer": each_step},
+                "align": {"learning_rate": 0.003, "groups_per_step": 2, "trainer": each_step}
+                | (own if kind == "online" else {}),
                 "evaluate": {"k": 2},
             }
         )
@@ -86,13 +90,14 @@ def child(recipe, folder: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_twenty_times_it_ends_with_the_same_bytes(recipe, tmp_path):
+@pytest.mark.parametrize("kind", ["chain", pytest.param("online", marks=pytest.mark.slow)])
+def test_killed_many_times_it_ends_with_the_same_bytes(recipe, tmp_path, kind):
     # forked off a process that has imported all and computed nothing: OpenMP does not outlive a fork
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOADED)
 
     def start(out: str) -> multiprocessing.Process:
-        process = server.Process(target=child, args=(recipe(out), tmp_path, dict(os.environ)))
+        process = server.Process(target=child, args=(recipe(out, kind), tmp_path, dict(os.environ)))
         process.start()
         return process
 
@@ -104,7 +109,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(recipe, tmp_path):
     whole = time.monotonic() - began
 
     draw, killed, stages = random.Random(0), 0, set()
-    while killed < KILLS:
+    while killed < KILLS[kind]:
         process = start("killed")
         # what is done by then is not done again, so that the moments move through the run
         process.join(draw.uniform(0.05, 0.7) * whole)

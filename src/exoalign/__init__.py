@@ -62,7 +62,11 @@ if TYPE_CHECKING:
     from exoalign.train.align import ExoTrainer
     from exoalign.train.arguments import ExoConfig
     from exoalign.train.checkpoints import train_resumably
+    from exoalign.train.online import OnlineConfig, OnlineExoTrainer
+    from exoalign.train.ppo import PpoTrainer
     from exoalign.train.reward import RewardConfig, RewardTrainer
+    from exoalign.train.rl_arguments import PpoConfig, RlooConfig
+    from exoalign.train.rloo import RlooTrainer
     from exoalign.train.sft import SftConfig, SftTrainer
 
 _HOMES = {
@@ -109,7 +113,11 @@ _HOMES = {
     "train.align": ["ExoTrainer"],
     "train.arguments": ["ExoConfig"],
     "train.checkpoints": ["train_resumably"],
+    "train.online": ["OnlineConfig", "OnlineExoTrainer"],
+    "train.ppo": ["PpoTrainer"],
     "train.reward": ["RewardConfig", "RewardTrainer"],
+    "train.rl_arguments": ["PpoConfig", "RlooConfig"],
+    "train.rloo": ["RlooTrainer"],
     "train.sft": ["SftConfig", "SftTrainer"],
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
@@ -124,7 +132,8 @@ __all__ = [  # noqa: RUF022 - in the order in which one meets them
     "open_records", "examine", "examine_fast", "Examination", "Finding",
     "completion_logprobs", "compare_policies", "SamplingSettings", "TransformersSampler", "score",
     "Scorer", "FunctionScorer", "RewardModel",
-    "ExoConfig", "ExoTrainer", "SftConfig", "SftTrainer", "RewardConfig", "RewardTrainer", "train_resumably",
+    "ExoConfig", "ExoTrainer", "OnlineConfig", "OnlineExoTrainer", "SftConfig", "SftTrainer", "RewardConfig", "RewardTrainer",
+    "PpoConfig", "PpoTrainer", "RlooConfig", "RlooTrainer", "train_resumably",
     "merge", "largest_pass", "cluster_bootstrap", "paired_difference",
     "load_recipe", "run", "dry_run", "list_runs", "__version__",
 ]  # fmt: skip

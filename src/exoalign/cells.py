@@ -85,6 +85,8 @@ def method_recipe(
             align.pop(key, None)
     if objective not in PAIRED and "completions" not in changes:
         align.pop("completions", None)
+    if align.get("online") is not None:  # it draws its own, so many of each prompt as it says itself
+        values["sample"] = {key: value for key, value in values.get("sample", {}).items() if key != "k"}
     if beta is not None:
         align = _merged(align, _strength(objective, align, beta))
     if learning_rate is not None:
@@ -98,8 +100,6 @@ def method_recipe(
 
 def _strength(objective: str, align: dict[str, Any], beta: float) -> dict[str, Any]:
     """The settings that make beta the strength of the KL penalty."""
-    if objective in ("ppo", "rloo"):
-        return {"ppo": {"kl_coef": beta}}
     if objective in PAIRED:
         return {"beta_pi": beta}
     return {"beta_r": beta / align.get("beta_pi", 0.5)}

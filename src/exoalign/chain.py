@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from exoalign import stages, stages_evaluate, stages_judge, stages_reward_model, stages_sft
+from exoalign import stages, stages_evaluate, stages_judge, stages_online, stages_reward_model, stages_sft
 from exoalign.data.formats import PromptRow
 from exoalign.data.table import read_table
 from exoalign.estimate.shapes import shape_of
@@ -16,6 +16,7 @@ from exoalign.groups import Group
 from exoalign.inputs import Data, Prompts
 from exoalign.models import identity
 from exoalign.plan import Done, Stage
+from exoalign.rewards.compose import Statistics
 from exoalign.rewards.judge_prompt import load_judge_prompt
 from exoalign.stages_score import read_statistics
 
@@ -118,7 +119,9 @@ class Chain:
     def _of_prompts(self, inputs: Prompts) -> list[Stage]:
         """Completions are drawn and rewarded; both models are compared on fresh ones."""
         recipe, context, most = self.recipe, self.context, self.recipe.sample.max_new_tokens
-        count, held = len(inputs.train) * recipe.sample.k, len(inputs.heldout) * recipe.evaluate.k
+        if recipe.align.online is not None:
+            return self._online(inputs)
+        count = len(inputs.train) * recipe.sample.k
         drawn = {**self._base, "sample": recipe.sample.model_dump()}
         return [
             Stage(
@@ -146,26 +149,66 @@ class Chain:
                 len(inputs.train),
                 inputs.tokens + count * most,
             ),
-            Stage(
-                "evaluate",
-                {
-                    **drawn,
-                    "evaluate": recipe.evaluate.model_dump(),
-                    "reward": inputs.reward,
-                    **_asked(inputs.heldout),
-                },
-                (*self._policy, *self._scored, "reward", "align"),
-                lambda path, done: stages_evaluate.evaluate_samples(
-                    context.after(done),
-                    done["align"].folder / stages.MODEL,
-                    inputs.heldout,
-                    path,
-                    statistics=read_statistics(done["reward"].folder),
-                    trained=_trained(done),
-                ),
-                lambda: f"{held} completions of both models, {self._forecast.sampling(2 * held * most)} at most",
-            ),
+            self._evaluate(inputs, ("reward",), lambda done: read_statistics(done["reward"].folder)),
         ]
+
+    def _online(self, inputs: Prompts) -> list[Stage]:
+        """Alignment draws and rewards its completions itself; both models are compared on fresh ones."""
+        recipe, settings, most = self.recipe, self.recipe.align, self.recipe.sample.max_new_tokens
+        assert settings.online is not None
+        count = math.ceil(len(inputs.train) * settings.epochs)
+        drawn = count * settings.online.k * most
+
+        def forecast() -> str:
+            passed = self._forecast.training(
+                4 / 3 * (settings.epochs * inputs.tokens + drawn)
+            )  # a third: the reference's
+            sampled = self._forecast.sampling(drawn)
+            return f"{count} prompts x {settings.online.k} completions: {sampled} and {passed} at most"  # type: ignore[union-attr]
+
+        return [
+            Stage(
+                "align",
+                {
+                    **self._base,
+                    "sample": recipe.sample.model_dump(),
+                    "reward": inputs.reward,
+                    "align": settings.model_dump(exclude={"checkpoint_minutes"}),
+                    **_asked(inputs.train),
+                },
+                (*self._policy, *self._scored),
+                lambda path, done: stages_online.align_online(
+                    self.context.after(done), inputs.train, path, trained=_trained(done)
+                ),
+                forecast,
+            ),
+            self._evaluate(inputs, (), lambda done: {}),
+        ]
+
+    def _evaluate(self, inputs: Prompts, scored: tuple[str, ...], statistics: Callable[[Done], Statistics]) -> Stage:
+        """Fresh completions of both models, on the scale of the training data's rewards."""
+        recipe, context, most = self.recipe, self.context, self.recipe.sample.max_new_tokens
+        held = len(inputs.heldout) * recipe.evaluate.k
+        return Stage(
+            "evaluate",
+            {
+                **self._base,
+                "sample": recipe.sample.model_dump(),
+                "evaluate": recipe.evaluate.model_dump(),
+                "reward": inputs.reward,
+                **_asked(inputs.heldout),
+            },
+            (*self._policy, *self._scored, *scored, "align"),
+            lambda path, done: stages_evaluate.evaluate_samples(
+                context.after(done),
+                done["align"].folder / stages.MODEL,
+                inputs.heldout,
+                path,
+                statistics=statistics(done),
+                trained=_trained(done),
+            ),
+            lambda: f"{held} completions of both models, {self._forecast.sampling(2 * held * most)} at most",
+        )
 
     def _judge(self) -> list[Stage]:
         """A judge's verdicts on the evaluation's samples: aligned against base, or a score for each aligned one."""

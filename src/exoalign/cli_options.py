@@ -12,3 +12,4 @@ Redo = Annotated[bool, typer.Option("--redo", help="Do anew what stands there ma
 Inexact = Annotated[
     bool, typer.Option("--allow-inexact", help="Go on with training although a file of its checkpoint is gone.")
 ]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value, e.g. align.beta_r=0.5")]

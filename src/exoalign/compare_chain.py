@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exoalign import stages, stages_compare, stages_reward_model
+from exoalign import stages, stages_compare, stages_online, stages_reward_model
 from exoalign.cells import Cell, cells_of
 from exoalign.chain import Chain
 from exoalign.config import Recipe
@@ -200,8 +200,10 @@ class CompareChain:
         return replace(self.context.after(done), recipe=recipe)
 
     def _trainer(self, context: stages.Context, done: Done, folder: Path) -> Any:
-        if getattr(context.recipe.align, "online", None) is not None:
-            return stages.online_trainer(context, self.inputs.train, folder, trained=_model_of(done, "reward_model"))
+        if context.recipe.align.online is not None:
+            return stages_online.online_trainer(
+                context, self.inputs.train, folder, trained=_model_of(done, "reward_model")
+            )
         groups = stages.chosen(context, read_table(done["reward"].folder / stages.GROUPS))
         return stages.offline_trainer(context, groups, folder)
 

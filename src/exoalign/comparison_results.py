@@ -7,8 +7,9 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from exoalign import stages, stages_compare
 from exoalign.cells import Cell
@@ -108,7 +109,7 @@ class Results:
     def _common_kl(self, measured: Mapping[str, Mapping[int, Sequence[Point]]]) -> float | None:
         """The KL that all methods reach but for those that hardly moved, of which there is a warning; None if all did."""
         reached = {
-            name: max(fmean(point.kls) for points in seeds.values() for point in points)
+            name: max(float(np.asarray(point.kls).mean()) for points in seeds.values() for point in points)
             for name, seeds in measured.items()
         }
         least = max(LEAST_KL, MOVED * max(reached.values()))

@@ -74,6 +74,7 @@ class Recipe(Section):
                 )
             if self.reward_model is not None and not uses:
                 raise ValueError(f"`reward_model` is read by no scorer; name it in `reward` as `model: {TRAINED}`")
+            self._check_online()
             chosen = self.align.completions
             if self.align.objective in PAIRED and chosen.k != 2:
                 raise ValueError(
@@ -89,6 +90,8 @@ class Recipe(Section):
                     f"`align.temperature` is {self.align.temperature:g} and sample.temperature {self.sample.temperature:g}:"
                     " the completions would be no samples of the reference; leave align.temperature out"
                 )
+        elif self.align.online is not None:
+            raise ValueError("`align.online` samples completions by itself: give it `prompts` in the place of `data`")
         elif unread := sorted({"sample", "evaluate"} & self.model_fields_set):
             raise ValueError(
                 f"`{unread[0]}` is read with `prompts` only: `data` has its completions already; leave it out"
@@ -102,6 +105,23 @@ class Recipe(Section):
                         f"`{name}` is read with `prompts` only: `data` carries its rewards or winners itself; leave it out"
                     )
         return self
+
+    def _check_online(self) -> None:
+        if self.align.online is None:
+            return
+        if "k" in self.sample.model_fields_set:
+            raise ValueError("`sample.k` is not read with `align.online`; set align.online.k")
+        if self.sample.backend != "transformers":
+            raise ValueError(
+                f"`sample.backend` is {self.sample.backend}: `align.online` samples the model that is being trained, with"
+                " transformers"
+            )
+        assert self.reward is not None
+        if self.reward.normalise != "none":
+            raise ValueError(
+                f"`reward.normalise` is {self.reward.normalise}, and with `align.online` there are no training data whose mean"
+                " and deviation could scale the rewards; leave it out (weight and clip work)"
+            )
 
     @property
     def temperature(self) -> float:

@@ -7,17 +7,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from exoalign.config_data import CompletionsSection, Count, Positive, Section
+from exoalign.config_online import OnlineSection
+from exoalign.config_ppo import PpoSection
 
-ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "ipo", "sft_best"]
+ObjectiveName = Literal["exo_rw", "exo_pref", "dpo_rw", "dpo_pref", "ipo", "sft_best", "ppo", "rloo"]
 PAIRED = ("exo_pref", "dpo_pref", "ipo")
 """The objectives that learn from pairs with a winner."""
+POLICY_GRADIENTS = ("ppo", "rloo")
+"""Objectives that only samples of the policy itself serve."""
 UNREAD = {
-    "exo_rw": ("epsilon",),
-    "dpo_rw": ("epsilon",),
-    "exo_pref": ("beta_r",),
-    "dpo_pref": ("beta_r",),
-    "ipo": ("beta_r", "epsilon"),
-    "sft_best": ("beta_pi", "beta_r", "epsilon"),
+    "exo_rw": ("epsilon", "ppo"),
+    "dpo_rw": ("epsilon", "ppo"),
+    "exo_pref": ("beta_r", "correction", "ppo"),
+    "dpo_pref": ("beta_r", "correction", "ppo"),
+    "ipo": ("beta_r", "epsilon", "correction", "ppo"),
+    "sft_best": ("beta_pi", "beta_r", "epsilon", "correction", "ppo"),
+    "ppo": ("epsilon", "nll_weight", "correction"),
+    "rloo": ("epsilon", "nll_weight", "correction", "ppo"),
 }
 """The settings that an objective does not read."""
 
@@ -74,7 +80,12 @@ class AlignSection(TrainingSection):
     """The objective and its optimisation (see `TrainingSection` too).
 
     `groups_per_step` groups make one optimizer step. `completions` chooses among those that were sampled, for example the best
-    and the worst as a pair. `nll_weight` adds so much of the negative log-likelihood a token of the best completion.
+    and the worst as a pair. `nll_weight` adds so much of the negative log-likelihood a token of the best completion. `online`
+    samples the policy as it trains. `correction` is that of the proposal, for completions that the reference did not draw;
+    `auto` makes it where they say so.
+
+    `ppo` and `rloo` are the baselines: they need `online`, and their KL penalty has the strength beta_pi times beta_r, at which
+    their optimum is that of EXO. The section `ppo` says how PPO goes about it.
     """
 
     objective: ObjectiveName = "exo_rw"
@@ -84,6 +95,9 @@ class AlignSection(TrainingSection):
     epsilon: Annotated[float, Field(ge=0, lt=0.5)] | None = None
     nll_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     temperature: Positive | None = None
+    correction: Literal["auto", "on", "off"] = "auto"
+    online: OnlineSection | None = None
+    ppo: PpoSection | None = None
     groups_per_step: Count = 8
 
     @model_validator(mode="after")
@@ -93,6 +107,21 @@ class AlignSection(TrainingSection):
                 "`epsilon` is 0 with exo_pref: the target has no mass on the loser, so the reverse KL is infinite;"
                 " set epsilon above 0 (1e-3 in the paper) or use dpo_pref"
             )
+        if self.objective in POLICY_GRADIENTS and self.online is None:
+            raise ValueError(
+                f"`objective` is {self.objective}, which learns from samples of the policy as it trains: give an `online`"
+                " section too, for example {k: 4}"
+            )
+        if self.online is not None:
+            if self.objective in PAIRED:
+                raise ValueError(
+                    f"`objective` is {self.objective}, which learns from pairs, and `online` samples have rewards: use"
+                    " exo_rw or dpo_rw"
+                )
+            if "completions" in self.model_fields_set:
+                raise ValueError(
+                    "`completions` has no effect with `online`: all of its `k` are trained on; leave it out"
+                )
         for name in sorted(self.model_fields_set.intersection(UNREAD[self.objective])):
             raise ValueError(f"`{name}` has no effect with {self.objective}; leave it out")
         return self

@@ -49,8 +49,8 @@ class Prompts:
         self.reward = record_of(recipe.reward)
         if recipe.sample.top_p < 1 or recipe.sample.top_k:
             self.notes.append(
-                f"sample.top_p is {recipe.sample.top_p:g} and sample.top_k {recipe.sample.top_k}: the optimum that is learnt is"
-                " that of the truncated model; with 1 and 0 it is the one of the formula"
+                f"sample.top_p is {recipe.sample.top_p:g} and sample.top_k {recipe.sample.top_k}: what is learnt holds for"
+                " completions that can be drawn so; with 1 and 0 it holds for all"
             )
 
     def _fitting(self, name: str, rows: list[PromptRow]) -> tuple[list[PromptRow], int]:

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, set_seed
 from exoalign import stages_sample, stages_score
 from exoalign.config import ModelSection, Recipe
 from exoalign.config_reward import RewardSection
+from exoalign.config_train import POLICY_GRADIENTS
 from exoalign.data.formats import PromptRow
 from exoalign.data.mix import subsample
 from exoalign.data.show import render_group
@@ -33,11 +34,13 @@ from exoalign.sampling import SamplingSettings
 from exoalign.store import StageResult
 from exoalign.train.adapter import adapter_settings, compute_type
 from exoalign.train.align import ExoTrainer
-from exoalign.train.arguments import ExoConfig, arguments_of
+from exoalign.train.arguments import ExoConfig, GroupConfig, arguments_of
 from exoalign.train.checkpoints import steps_of, train_resumably
+from exoalign.train.online import OnlineConfig
 from exoalign.train.preflight import say_estimate
 from exoalign.train.progress_callback import StepProgress
 from exoalign.train.reference_cache import ReferenceCache, default_folder
+from exoalign.train.rl_arguments import policy_gradient_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,19 +110,15 @@ class Context:
         return stages_sample.settings_of(self.recipe.sample, k=k, seed=seed)
 
 
-def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer_output") -> ExoConfig:
+def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer_output") -> GroupConfig:
     """The trainer's settings that a recipe asks for.
 
     Raises:
         ConfigError: naming the key of `align.trainer` that is unknown, or that the recipe has a setting of its own for.
     """
     align = recipe.align
+    kind: type[GroupConfig] = ExoConfig
     ours: dict[str, Any] = {
-        "objective": align.objective,
-        "beta_pi": align.beta_pi,
-        "beta_r": align.beta_r,
-        "epsilon": align.epsilon,
-        "nll_weight": align.nll_weight,
         "temperature": recipe.temperature,
         "learning_rate": align.learning_rate,
         "num_train_epochs": align.epochs,
@@ -129,7 +128,23 @@ def training_arguments(recipe: Recipe, *, bf16: bool, output_dir: str = "trainer
         "seed": recipe.seed,
         "output_dir": output_dir,
     }
-    return arguments_of(ExoConfig, ours, align.trainer, section="align")
+    if align.online is not None:
+        sampled, kind = recipe.sample, OnlineConfig
+        ours |= {
+            "k": align.online.k,
+            "resample_every": align.online.resample_every,
+            "top_p": sampled.top_p,
+            "top_k": sampled.top_k,
+            "stop": tuple(sampled.stop),
+            "max_new_tokens": sampled.max_new_tokens,
+            "sampling_batch_size": sampled.batch_size,
+        }
+    if align.objective in POLICY_GRADIENTS:
+        kind, more = policy_gradient_arguments(align)
+        return arguments_of(kind, ours | more, align.trainer, section="align")
+    names = ("objective", "beta_pi", "beta_r", "epsilon", "nll_weight", "correction")
+    ours |= {name: getattr(align, name) for name in names}
+    return arguments_of(kind, ours, align.trainer, section="align")
 
 
 def sample(context: Context, rows: Sequence[PromptRow], folder: Path) -> str:
@@ -194,6 +209,7 @@ def offline_trainer(context: Context, groups: Sequence[Group], folder: Path) -> 
         folder: of the stage.
     """
     arguments = training_arguments(context.recipe, bf16=context.bf16, output_dir=str(folder))
+    assert isinstance(arguments, ExoConfig)
     with context.progress("reference", len(groups)) as progress:
         model = context.load()
         set_seed(context.recipe.seed)  # an adapter's weights are drawn before the trainer sets its own
@@ -237,6 +253,11 @@ def align(context: Context, groups: Sequence[Group], folder: Path) -> str:
         "warnings": [finding.sentence for finding in trainer.findings],
     }
     write_text(folder / HISTORY, json.dumps(record, indent=1))
+    if trainer.corrected:
+        context.say(
+            f"  the reference did not draw the completions of {trainer.corrected} of {len(trainer.train_dataset)} groups: they"
+            " are corrected by log pi_ref - log mu"
+        )
     did = f"{trainer.state.global_step} steps of {context.recipe.align.groups_per_step} groups"
     context.told(trainer.reference_cache)
     return did

@@ -179,7 +179,10 @@ def train(
         context.say(f"  {failed}")
     points = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("step-*.json"))]
     write_text(folder / POINTS, json.dumps({"points": points, "failed": failed}, indent=1))
-    history = {"steps": steps_of(trainer.state.log_history), "warnings": [f.sentence for f in trainer.findings]}
+    history = {
+        "steps": steps_of(trainer.state.log_history),
+        "warnings": [f.sentence for f in getattr(trainer, "findings", ())],
+    }
     write_text(folder / stages.HISTORY, json.dumps(history, indent=1))
     for file in [*folder.glob("step-*.json"), folder / CLOCK]:
         file.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,9 +20,12 @@ from exoalign.evaluate.compare import kl_of_samples, summarise
 from exoalign.evaluate.heldout import accuracy, log_ratios_of, losses_of, spread
 from exoalign.files import write_text
 from exoalign.groups import Group
+from exoalign.objectives import OBJECTIVES
 from exoalign.rewards.compose import Statistics
 from exoalign.sampling import SamplingSettings, TransformersSampler
 from exoalign.stages import METRICS, Context, scorers_of, training_arguments
+from exoalign.train.arguments import ExoConfig
+from exoalign.train.correction import correction_for
 from exoalign.train.reference import add_reference
 from exoalign.train.reference_cache import ReferenceCache, default_folder
 
@@ -88,16 +92,22 @@ def evaluate_heldout(
     for name, part in parts.items():
         with context.progress(f"reference, {name}", len(part)) as progress:
             parts[name] = add_reference(part, reference, report=progress.advance, cache=cache, **precision)
+    correction = None
+    if OBJECTIVES[recipe.align.objective].needs == "rewards":
+        everything = itertools.chain(*parts.values())
+        correction = correction_for(everything, reference, mode=recipe.align.correction, temperature=recipe.temperature)
     del reference
     _free()
     policy = context.load(aligned)
-    objective = training_arguments(recipe, bf16=False).loss
+    arguments = training_arguments(recipe, bf16=False)
+    assert isinstance(arguments, ExoConfig)
+    objective = arguments.loss
     metrics: dict[str, Any] = {}
     for name, part in parts.items():
         with context.progress(f"policy, {name}", len(part)) as progress:
             ratios = log_ratios_of(part, policy, report=progress.advance, **precision)
-        after = losses_of(part, ratios, objective)
-        before = losses_of(part, [[0.0] * group.k for group in part], objective)
+        after = losses_of(part, ratios, objective, correction=correction)
+        before = losses_of(part, [[0.0] * group.k for group in part], objective, correction=correction)
         metrics[name] = {
             "loss_before": sum(before) / len(before),
             "loss_after": sum(after) / len(after),

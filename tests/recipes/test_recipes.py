@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from exoalign import load_recipe, run
+from exoalign.compare_recipe import load_comparison
+from exoalign.comparison import compare
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("compare-"))
+COMPARISONS = sorted(path.stem for path in RECIPES.glob("compare-*.yaml"))
 
 
 def review(i: int) -> dict:
@@ -107,6 +110,25 @@ def test_a_recipe_runs_whole_on_a_tiny_model(name, mirrors, tiny_folder):
     if recipe.reward_model is not None:
         measured = json.loads((mirrors / "out" / "reward_model" / "metrics.json").read_text())["heldout"]["accuracy"]
         assert 0 <= measured["low"] <= measured["mean"] <= measured["high"] <= 1
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_the_small_form_of_a_comparison_runs_whole_on_a_tiny_model(name, mirrors, tiny_folder):
+    comparison, task = load_comparison(RECIPES / f"{name}.yaml", ["out=out"], small=True)
+    settings = [*comparison.settings, f"model.path={tiny_folder}", "model.precision=float32", "sample.max_new_tokens=4"]
+    settings += SMALL[Path(comparison.task).stem]
+    settings += ["sft.trainer.max_steps=1", "reward_model.trainer.max_steps=1", "sample.k=4", "prompts.train.limit=4"]
+    task = load_recipe(RECIPES / comparison.task, settings)
+    found = comparison.model_dump()
+    for method in found["methods"].values():
+        chosen = method["align"].get("completions")
+        if chosen is not None:
+            chosen["k"] = min(chosen["k"], 4)
+    comparison = type(comparison).model_validate({**found, "checkpoints": 1})
+    result = compare(comparison, task, show=False)
+    assert result["left"] == []
+    assert [row["method"] for row in result["methods"] if row["runs"]] == list(comparison.methods)
+    assert (mirrors / "out-small" / "report" / "index.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,41 @@ def test_the_first_step_of_a_rollout_is_on_policy(tmp_path):
     assert steps[0]["beta"] == 0.2
 
 
+def test_a_rollout_under_bfloat16_autocast_and_a_value_head_in_float32(tmp_path):
+    trainer = build(tmp_path, bf16=True, learning_rate=3e-3, max_steps=4)
+    trainer.train()
+    first = next(step for step in trainer.state.log_history if "loss" in step)
+    assert first["step_kl"] < 1e-9  # the ratio begins at 1 although generation rounds otherwise
+    assert trainer.value_head.weight.dtype == torch.float32
+    assert trainer.value_head.weight.abs().sum() > 0
+
+
+def rollout_rewards(tmp_path, **settings):
+    """Token rewards of a first rollout, out of its returns (gamma = lam = 1), and the plain rewards of its completions."""
+    trainer = build(tmp_path, max_steps=1, lam=1.0, **settings)
+    trainer.train()
+    lengths = [len(ids) for group in trainer.block.groups for ids in group.completion_ids]
+    returns = trainer.block.tensors["returns"].flatten(0, 1)
+    tokens = returns - torch.nn.functional.pad(returns[:, 1:], (0, 1))
+    plain = torch.tensor([r for group in trainer.block.groups for r in group.rewards])
+    return [row[:n] for row, n in zip(tokens, lengths, strict=True)], plain
+
+
+def test_rewards_whitened_keep_their_mean_and_get_variance_one(tmp_path):
+    plain, rewards = rollout_rewards(tmp_path)
+    for row, reward in zip(plain, rewards, strict=True):  # no KL yet: the reward at the last token, and nothing before
+        assert row.tolist() == pytest.approx([0.0] * (len(row) - 1) + [float(reward)], abs=1e-5)
+    whitened, _ = rollout_rewards(tmp_path, whiten_rewards=True)
+    assert torch.cat(whitened).mean() == pytest.approx(float(torch.cat(plain).mean()), abs=1e-4)
+    assert torch.cat(whitened).var(unbiased=False) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_rewards_scaled_are_divided_by_their_deviation(tmp_path):
+    scaled, rewards = rollout_rewards(tmp_path, scale_rewards=True)
+    expected = rewards / rewards.std(unbiased=False)
+    assert [float(row.sum()) for row in scaled] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_or_two_towards_the_optimum(kind, tmp_path):
     settings = {"learning_rate": 3e-3, "max_steps": 60, "per_device_train_batch_size": 8, "k": 8}
@@ -153,20 +188,31 @@ def outcome(trainer, folder) -> dict:
     }
 
 
-@pytest.mark.parametrize(("kind", "step"), [("ppo", 2), ("ppo", 4), ("ppo", 7), ("rloo", 3)])
-def test_interrupted_training_ends_in_the_same_bits(kind, step, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "step", "lora"),
+    [("ppo", 2, False), ("ppo", 4, False), ("ppo", 7, False), ("ppo", 6, True), ("rloo", 3, False)],
+)
+def test_interrupted_training_ends_in_the_same_bits(kind, step, lora, tmp_path):
     """In the middle of a rollout, between two, and with all that has a state: adapted beta, running scale, value head."""
     settings = {"learning_rate": 0.02, "max_steps": 8}
     if kind == "ppo":
         settings |= {"target_kl": 0.1, "kl_horizon": 50.0, "scale_rewards": True, "resample_every": 1}
     else:
         settings |= {"resample_every": 2}
+    if lora:
+        pytest.importorskip("peft")
+        from exoalign import adapters
+
+        settings["peft_config"] = adapters.lora_config(r=2, alpha=4.0, dropout=0.0, target_modules=["c_attn"])
+    torch.manual_seed(7)  # of the adapter
     whole = build(tmp_path / "out", kind, **settings)
     train_resumably(whole, tmp_path / "whole", made_from={})
+    torch.manual_seed(7)
     stopped = build(tmp_path / "out", kind, **settings)
     stopped.add_callback(StopAfter(step))
     with pytest.raises(Interrupted):
         train_resumably(stopped, tmp_path / "parts", made_from={})
+    torch.manual_seed(7)
     resumed = build(tmp_path / "out", kind, **settings)
     train_resumably(resumed, tmp_path / "parts", made_from={})
     assert resumed.state.global_step == 8

@@ -36,23 +36,26 @@ def outcome(trainer, folder) -> dict:
         "weights": {p.name: checksum(p) for p in sorted((folder / "model").glob("*.safetensors"))},
         "history": [sorted(step.items()) for step in trainer.state.log_history if "loss" in step],
         "block": trainer.block.groups,
+        "findings": trainer.findings,
     }
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_interrupted_at_any_step_it_ends_with_the_same_bits(tmp_path, lora):
-    alone = build_online(tmp_path / "out", lora=lora)
+    settings = {"lora": lora, "beta_r": 0.02}
+    alone = build_online(tmp_path / "out", **settings)
     train_resumably(alone, tmp_path / "alone", made_from={}, minutes=60.0)
     expected = outcome(alone, tmp_path / "alone")
     assert len(expected["history"]) == STEPS
+    assert [found.kind for found in expected["findings"]] == ["sharp"]
     folder = tmp_path / "run"
     for step in (1, 2, 3, 6):  # in the middle of a block, and between two
-        trainer = build_online(tmp_path / "out", lora=lora)
+        trainer = build_online(tmp_path / "out", **settings)
         trainer.add_callback(SignalAt(step))
         with pytest.raises(Interrupted, match=f"after step {step} of 8"):
             train_resumably(trainer, folder, made_from={}, minutes=60.0)
         assert (folder / "checkpoints" / f"checkpoint-{step}" / GROUPS).exists() == (step % 2 == 1)
-    last = build_online(tmp_path / "out", lora=lora)
+    last = build_online(tmp_path / "out", **settings)
     train_resumably(last, folder, made_from={}, minutes=60.0)
     assert outcome(last, folder) == expected
 
@@ -212,6 +215,8 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, settings, message):
 def test_no_prompts_and_prompts_without_room_are_refused(tmp_path):
     with pytest.raises(DataError, match="no prompts to sample after"):
         OnlineExoTrainer(tiny_policy(), OnlineConfig(str(tmp_path)), [], low_words, processing_class=words())
+    with pytest.raises(ConfigError, match="auto_find_batch_size would change which prompts a step has"):
+        build_online(tmp_path, auto_find_batch_size=True)
     with pytest.raises(DataError, match=r"prompts.txt:1: the prompt has 3 tokens.*context of 64"):
         build_online(tmp_path, max_new_tokens=62)
 

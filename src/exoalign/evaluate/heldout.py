@@ -13,6 +13,7 @@ from exoalign.data.collate import collate
 from exoalign.errors import DataError
 from exoalign.estimators import cluster_bootstrap
 from exoalign.groups import Group
+from exoalign.train.correction import Correction
 from exoalign.train.reference import logprobs_of
 
 if TYPE_CHECKING:
@@ -52,10 +53,17 @@ def log_ratios_of(
     return ratios
 
 
-def losses_of(groups: Sequence[Group], log_ratios: Sequence[Sequence[float]], objective: Losses) -> list[float]:
-    """The objective's loss of each group, given its log-ratios."""
+def losses_of(
+    groups: Sequence[Group],
+    log_ratios: Sequence[Sequence[float]],
+    objective: Losses,
+    *,
+    correction: Correction | None = None,
+) -> list[float]:
+    """The objective's loss of each group, given its log-ratios, with the proposal of those that the correction is for."""
+    proposal = (lambda group: None) if correction is None else correction.of
     return [
-        float(objective(torch.tensor([list(row)]), collate([group]))[0])
+        float(objective(torch.tensor([list(row)]), collate([group], proposals=[proposal(group)]))[0])
         for group, row in zip(groups, log_ratios, strict=True)
     ]
 

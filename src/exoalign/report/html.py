@@ -5,6 +5,7 @@ visible, and the content security policy runs only the two scripts that carry th
 """
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,20 @@ def visible(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
-def write_template(path: Path, template: str, **values: Any) -> Path:
+def write_template(
+    path: Path,
+    template: str,
+    *,
+    styles: Sequence[str] = ("style.css",),
+    scripts: Sequence[str] = ("page.js",),
+    **values: Any,
+) -> Path:
     """Fill a template of this folder, with the style, the scripts and a nonce, write it in one step and return the path.
 
     Args:
         path: the file to write; its folder must exist.
         template: the name of the template.
+        styles, scripts: files of this folder, in their order.
         values: what the template asks for besides `nonce`, `style`, `script` and `plotly`.
     """
     page = (
@@ -40,8 +49,8 @@ def write_template(path: Path, template: str, **values: Any) -> Path:
         .render(
             values,
             nonce=secrets.token_urlsafe(16),
-            style=Markup(_asset("style.css")),
-            script=Markup(_asset("page.js")),
+            style=Markup("\n".join(map(_asset, styles))),
+            script=Markup("\n".join(map(_asset, scripts))),
             plotly=Markup(_plotly()),
         )
     )

@@ -8,7 +8,7 @@
   // A copy of a figure in which each "var(--name)" has the value that the stylesheet gives it now.
   function resolved(node, style) {
     if (typeof node === "string") {
-      const name = /^var\((--[a-z-]+)\)$/.exec(node);
+      const name = /^var\((--[a-z0-9-]+)\)$/.exec(node);
       return name ? style.getPropertyValue(name[1]).trim() : node;
     }
     if (Array.isArray(node)) return node.map((item) => resolved(item, style));
@@ -37,6 +37,8 @@
       });
     }
   }
+  window.exoalign = { resolved, draw }; // for the script of a page that has more to do
+
   const stages = [...document.querySelectorAll("details.stage")];
   if (matchMedia("(max-width: 46rem)").matches) for (const stage of stages) stage.open = false;
   draw(document);

@@ -63,7 +63,7 @@ def write_page(
         training_figures=training_figures(history, _completions(recipe)),
         samples=(views := _samples(samples)),
         picks=_picks(views),
-        recipe=_sections(recipe),
+        recipe=sections(recipe),
         stages=(chain := [stage_view(index, stage) for index, stage in enumerate(stages)]),
         told=any(stage["numbers"] or stage["figures"] or stage["texts"] for stage in chain),
         stage_figures=[figure for stage in chain for figure in stage["figures"]],
@@ -144,7 +144,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{key}", _plain(value)
 
 
-def _sections(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def sections(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The recipe as tables: the plain values first, then one table for each section."""
     plain = [(str(key), _plain(value)) for key, value in recipe.items() if not isinstance(value, Mapping)]
     nested = [(str(key), list(_flat(value))) for key, value in recipe.items() if isinstance(value, Mapping)]

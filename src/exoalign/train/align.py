@@ -166,4 +166,4 @@ class ExoTrainer(GroupTrainer):
 
     def losses(self, model: torch.nn.Module, values: Tensor, batch: GroupBatch) -> Tensor:
         """The objective of each group, [B], given its log-probs [B, K]."""
-        return objective_losses(self, model, values, batch)
+        return objective_losses(self.args, values, batch, note=self.note if model.training else None)

@@ -5,7 +5,7 @@ Shape legend: B groups, K completions.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,14 +18,16 @@ from exoalign.train.arguments import ExoConfig
 from exoalign.train.diagnostics import step_metrics
 
 
-class _Trainer(Protocol):
-    args: ExoConfig
+def objective_losses(
+    args: ExoConfig, values: Tensor, batch: GroupBatch, *, note: Callable[..., None] | None = None
+) -> Tensor:
+    """The objective of each group, [B], given its log-probs [B, K].
 
-    def note(self, **sums: Tensor) -> None: ...
-
-
-def objective_losses(trainer: _Trainer, model: torch.nn.Module, values: Tensor, batch: GroupBatch) -> Tensor:
-    """The objective of each group, [B], given its log-probs [B, K]; while the model trains, its metrics are noted.
+    Args:
+        args: the objective and its settings.
+        values: log pi_theta of each completion.
+        batch: with reference log-probs, and the proposal where there is one to correct.
+        note: takes the metrics, summed over the groups, by name.
 
     Raises:
         TrainingError: if the batch has no reference log-probs.
@@ -33,11 +35,10 @@ def objective_losses(trainer: _Trainer, model: torch.nn.Module, values: Tensor, 
     if batch.reference_logprobs is None:
         raise TrainingError("the groups have no reference log-probs; call train() or prepare_reference() first")
     log_ratios = torch.where(batch.mask, values - batch.reference_logprobs.to(values.dtype), 0.0)
-    losses = trainer.args.loss(log_ratios, batch)
-    if model.training:
-        trainer.note(**objective_metrics(trainer.args, log_ratios.detach(), batch))
-    weight = trainer.args.nll_weight
-    return losses + weight * best_nll(values, batch) if weight else losses
+    if note is not None:
+        note(**objective_metrics(args, log_ratios.detach(), batch))
+    losses = args.loss(log_ratios, batch)
+    return losses + args.nll_weight * best_nll(values, batch) if args.nll_weight else losses
 
 
 def best_nll(values: Tensor, batch: GroupBatch) -> Tensor:

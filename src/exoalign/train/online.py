@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from exoalign.data.collate import collate
 from exoalign.data.doctor.findings import Finding
+from exoalign.data.doctor.targets import target_findings
 from exoalign.errors import ConfigError
 from exoalign.groups import Group, GroupBatch
 from exoalign.objectives import OBJECTIVES
@@ -56,7 +58,11 @@ class OnlineConfig(RolloutConfig, ExoConfig):
 
 
 class OnlineExoTrainer(RolloutTrainer):
-    """Aligns a causal language model on its own samples; see `RolloutTrainer` for the arguments, which it shares."""
+    """Aligns a causal language model on its own samples; see `RolloutTrainer` for the arguments, which it shares.
+
+    Attributes:
+        findings: the warnings given so far.
+    """
 
     args: OnlineConfig
 
@@ -64,6 +70,12 @@ class OnlineExoTrainer(RolloutTrainer):
         super().__init__(*args, **named)
         self.findings: list[Finding] = []
         self._watch = CollapseWatch(self.args.k, REMEDY)
+
+    def checked(self, groups: list[Group]) -> list[Group]:
+        """The groups of a block as they are; of the first block's rewards what there is to warn of is told."""
+        if self.state.global_step == 0:
+            self._tell(target_findings(groups, beta_pi=self.args.beta_pi, beta_r=self.args.beta_r))
+        return groups
 
     def inputs_of(self, groups: Sequence[Group], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """The tensors of B groups, with their proposal: the policy of the block's first step, not the reference, drew them."""
@@ -74,10 +86,23 @@ class OnlineExoTrainer(RolloutTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and warn once where the correction leaves too little of the completions."""
         super().log(logs, start_time)
-        for finding in self._watch.look(self.state.log_history):
-            self.findings.append(finding)
+        self._tell(self._watch.look(self.state.log_history))
+
+    def _tell(self, findings: Sequence[Finding]) -> None:
+        self.findings += findings
+        for finding in findings:
             logger.warning(finding.sentence)
+
+    def notes(self) -> dict[str, Any]:
+        """And the findings of the first block, which is not seen again; that of the correction follows from the history."""
+        return {**super().notes(), "findings": [asdict(found) for found in self.findings if found.kind != "correction"]}
+
+    def restore_notes(self, folder: Path) -> dict[str, Any]:
+        """And the findings."""
+        record = super().restore_notes(folder)
+        self.findings = [Finding(**{**found, "where": tuple(found["where"])}) for found in record["findings"]]
+        return record
 
     def losses(self, model: torch.nn.Module, values: Tensor, batch: GroupBatch) -> Tensor:
         """The objective of each group, [B], given its log-probs [B, K]."""
-        return objective_losses(self, model, values, batch)
+        return objective_losses(self.args, values, batch, note=self.note if model.training else None)

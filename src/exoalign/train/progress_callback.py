@@ -8,7 +8,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from exoalign.progress import Progress
 
-SHOWN = {"loss": "loss", "policy_reward": "reward of q", "target_reward": "of p", "accuracy": "accuracy"}
+SHOWN = {
+    "loss": "loss",
+    "policy_reward": "reward of q",
+    "target_reward": "of p",
+    "sample_reward": "of samples",
+    "accuracy": "accuracy",
+}
 
 
 class StepProgress(TrainerCallback):

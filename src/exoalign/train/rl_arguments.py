@@ -7,7 +7,10 @@ and everything is said of in docs/ppo.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from exoalign.config_ppo import PpoSection
+from exoalign.config_train import AlignSection
 from exoalign.errors import ConfigError
 from exoalign.train.rollout_config import RolloutConfig
 
@@ -117,3 +120,15 @@ class PpoConfig(PolicyGradientConfig):
         if self.whiten_rewards and self.scale_rewards:
             raise ConfigError("whiten_rewards and scale_rewards both set the scale of the rewards; choose one")
         super().__post_init__()
+
+
+def policy_gradient_arguments(section: AlignSection) -> tuple[type[PolicyGradientConfig], dict[str, Any]]:
+    """The class of arguments for a recipe whose objective is `ppo` or `rloo`, and what is that objective's own.
+
+    The strength of the KL penalty is beta_pi * beta_r, so that every objective of a recipe has the same optimum.
+    """
+    beta = {"beta": section.beta_pi * section.beta_r}
+    if section.objective == "rloo":
+        return RlooConfig, beta
+    settings = (section.ppo or PpoSection()).model_dump()
+    return PpoConfig, {**beta, "passes_per_block": settings.pop("epochs"), **settings}

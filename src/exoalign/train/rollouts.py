@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,10 @@ class RolloutTrainer(GroupTrainer):
             raise DataError("no prompts to sample after: the data is empty")
         if args.world_size > 1:
             raise ConfigError(f"{args.world_size} processes: training on the policy's own samples uses one")
+        if args.auto_find_batch_size:
+            raise ConfigError(
+                "auto_find_batch_size would change which prompts a step has; set max_tokens_per_pass instead"
+            )
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         plan = (len(prompts), per_step, args.resample_every, args.passes_per_block)
         self.schedule = (
@@ -104,13 +109,16 @@ class RolloutTrainer(GroupTrainer):
         )
         args = copy.copy(args)
         args.max_steps = self.schedule.steps
-        self.prompts, self.score, self.block = list(prompts), score, None
+        self.prompts, self.score = list(prompts), score
+        self.block: Block | None = None
         self.sampled_tokens, self._report = 0, report
         self.temperature = args.temperature
         super().__init__(model, args, [], None, processing_class, peft_config, **kwargs)
         # transformers counts batches: it goes through as many numbers as there are groups in all steps, once
         self.train_dataset, self.data_collator = range(self.schedule.steps * per_step), _no_tensors
-        self._ids = self._sampler().encode([row.prompt for row in prompts], args.sampling(0), self._sources())
+        self._ids = self.sampler.encode(
+            [row.prompt for row in prompts], args.sampling(0), [row.source for row in prompts]
+        )
         self._adapter_off = ref_model is None and peft_config is not None
         self._same_at_first = ref_model is None
         if ref_model is None and not self._adapter_off:
@@ -142,21 +150,18 @@ class RolloutTrainer(GroupTrainer):
         with adapters.switched_off(self.model):
             yield self.model
 
-    def _sampler(self) -> TransformersSampler:
-        return TransformersSampler(
-            self.model, self.processing_class, batch_size=self.args.sampling_batch_size, name="policy"
-        )
-
-    def _sources(self) -> list[str]:
-        return [row.source for row in self.prompts]
+    @functools.cached_property
+    def sampler(self) -> TransformersSampler:
+        """What draws from the policy."""
+        tokenizer: Any = self.processing_class
+        return TransformersSampler(self.model, tokenizer, batch_size=self.args.sampling_batch_size, name="policy")
 
     def make_block(self, number: int) -> Block:
         """Sample and score a block's prompts with the model as it is."""
         settings, rows = self.args.sampling(number), [self.prompts[i] for i in self.schedule.prompts_of(number)]
-        sampler, sources = self._sampler(), [row.source for row in rows]
-        asked = [row.prompt for row in rows]
+        asked, sources = [row.prompt for row in rows], [row.source for row in rows]
         found = {}
-        for draws in sampler.draw(asked, settings, sources):
+        for draws in self.sampler.draw(asked, settings, sources):
             found.update({(draw.prompt, draw.k): draw for draw in draws})
             if self._report:
                 self._report(len(draws))
@@ -164,7 +169,7 @@ class RolloutTrainer(GroupTrainer):
         sampling = {"backend": "transformers", "model": "policy", "online_block": number, **settings.as_dict()}
         groups = []
         for i, row in enumerate(rows):
-            kept = {"tokenizer": sampler.vocabulary, "sampler": sampling}
+            kept = {"tokenizer": self.sampler.vocabulary, "sampler": sampling}
             own = {} if row.row is None else {"row": dict(row.row)}
             draws = [found[i, k] for k in range(settings.k)]
             groups.append(assemble(row.prompt, row.source, ids[i], draws, {**kept, **own}))
