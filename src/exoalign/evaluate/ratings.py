@@ -54,7 +54,7 @@ def ratings(names: Sequence[str], won: ArrayLike, *, resamples: int = 200, seed:
 
 def elo(names: Sequence[str], shares: Floats, *, like: Floats | None = None) -> Floats:
     """Ratings [M] from shares [P, M, M]; `like`: shares that say which pairs were compared, where a resample may lack some."""
-    compared: NDArray[np.bool_] = np.logical_not(np.isnan(shares if like is None else like).all(axis=0))
+    compared: NDArray[np.bool_] = np.logical_not(np.isnan(shares if like is None else like).all(axis=0, keepdims=False))
     np.fill_diagonal(compared, False)
     _check_connected(names, compared)
     wins = np.nansum(shares, axis=0) * compared + PRIOR * compared
