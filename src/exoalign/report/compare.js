@@ -48,7 +48,7 @@
     if (!chart.data) return; // not drawn yet
     const off = new Set(boxes.filter((box) => !box.checked).map((box) => Number(box.dataset.place)));
     const places = chart.data.flatMap((trace, place) => (typeof trace.meta === "number" ? [place] : []));
-    if (!places.length) return;
+    if (!places.some((place) => (chart.data[place].visible ?? true) === off.has(chart.data[place].meta))) return;
     Plotly.restyle(chart, { visible: places.map((place) => !off.has(chart.data[place].meta)) }, places);
   }
   const showAll = () => charts.forEach(show);
@@ -71,15 +71,12 @@
     }
     $("kl-axis").addEventListener("change", axis);
   }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    showAll(); // page.js has drawn them anew
-    if (frontier) axis();
+  document.addEventListener("drawn", ({ target }) => { // a plot is drawn anew when the scheme changes
+    show(target);
+    if (target === frontier && $("kl-axis").value === "log") axis();
   });
   for (const details of document.querySelectorAll("details.histories")) {
-    details.addEventListener("toggle", () => {
-      exoalign.draw(details);
-      details.querySelectorAll(".chart").forEach(show);
-    });
+    details.addEventListener("toggle", () => exoalign.draw(details));
   }
 
   // The samples of a checkpoint.
@@ -108,7 +105,7 @@
         list.append(element("li", {},
           element("span", { class: "reward" }, reward(one.row.reward)),
           element("div", { class: "text asked", dir: "auto" }, visible(one.prompt)),
-          element("div", { class: "text", dir: "auto" }, visible(one.row.text))));
+          element("div", { class: "text", dir: "auto" }, visible(one.row.text.replace(/^ /, "")))));
       }
       shown += PAGE;
       more.hidden = shown >= found.length;
@@ -202,8 +199,9 @@
         element("div", { class: "prompt text", dir: "auto" }, ...marked(item.sample.prompt, wanted)),
         element("div", { class: "replies" }, ...item.rows.map((row) =>
           element("section", { class: "reply", ...paint(row.method) },
-            element("h3", {}, label(row.method), element("span", { class: "from" }, origin(row)),
-              element("span", { class: "reward" }, element("span", { class: "unseen" }, "reward "), reward(row.reward))),
+            element("h3", {}, label(row.method),
+              element("span", { class: "reward" }, element("span", { class: "unseen" }, "reward "), reward(row.reward)),
+              element("span", { class: "from" }, origin(row))),
             element("div", { class: "text", dir: "auto" }, ...marked(row.text.replace(/^ /, ""), wanted)))),
         ),
       );
