@@ -56,9 +56,6 @@ def test_the_curves_of_the_trainers_are_drawn_when_they_are_opened(clean: Any) -
 
 
 def test_hover_tells_what_a_point_is(clean: Any) -> None:
-    # the furthest point of PPO stands alone
-    box = clean.locator("#frontier-plot ~ .chart .trace").last
-    assert box.count() == 1
     clean.evaluate(
         """() => {
           const chart = document.querySelector("#frontier-plot ~ .chart");
@@ -66,9 +63,13 @@ def test_hover_tells_what_a_point_is(clean: Any) -> None:
           Plotly.Fx.hover(chart, [{ curveNumber: trace, pointNumber: 4 }]);
         }"""
     )
-    text = clean.locator("#frontier-plot ~ .chart .hovertext").inner_text()
-    for part in ("PPO", "beta 0.5, seed 0, step 120", "reward", "KL 4."):
-        assert part in text.replace("\xa0", " ")
+    text = clean.locator("#frontier-plot ~ .chart .hovertext").text_content()
+    last = next(run for run in make_comparison()["runs"] if run["method"] == "ppo")["points"][-1]
+    said = [
+        f"{q['mean']:.{n}f} [{q['low']:.{n}f}, {q['high']:.{n}f}]"
+        for q, n in ((last["reward"], 3), (last["kl_exact"], 2))
+    ]
+    assert text == f"PPObeta 0.5, seed 0, step 120reward {said[0]}KL {said[1]}"
 
 
 def test_a_click_on_a_point_shows_its_samples(clean: Any) -> None:
@@ -101,7 +102,7 @@ def test_a_click_on_a_point_shows_its_samples(clean: Any) -> None:
 
 
 def test_a_checkpoint_is_chosen_by_keyboard(clean: Any) -> None:
-    clean.get_by_label("Checkpoint").focus()
+    clean.locator("#checkpoint-choice").focus()
     clean.keyboard.type("Best-of-N, seed 0, step 1")
     clean.keyboard.press("Enter")
     sync_api.expect(clean.locator("#checkpoint h3")).to_contain_text("Best-of-N")
@@ -109,11 +110,12 @@ def test_a_checkpoint_is_chosen_by_keyboard(clean: Any) -> None:
 
 
 def test_methods_are_switched_off_in_all_plots(clean: Any) -> None:
-    count = "[...document.querySelectorAll('.chart')].flatMap((c) => c.data ?? []).filter((t) => t.meta === 0 && t.visible !== false).length"
+    drawn = "[...document.querySelectorAll('.chart')].flatMap((chart) => chart.data ?? [])"
+    count = f"{drawn}.filter((trace) => trace.meta === 0 && trace.visible !== false).length"
     assert clean.evaluate(count) == 3 + 2 + 3  # frontier: band, line, points; no gradient was measured for it
     clean.get_by_label("EXO, K = 4", exact=True).uncheck()
     assert clean.evaluate(count) == 0
-    clean.get_by_label("KL axis").select_option("log")
+    clean.locator("#kl-axis").select_option("log")
     clean.emulate_media(color_scheme="dark")
     sync_api.expect(clean.locator("#frontier-plot ~ .chart .xtick text").first).to_have_css(
         "fill", "rgb(231, 229, 224)"
@@ -124,9 +126,9 @@ def test_methods_are_switched_off_in_all_plots(clean: Any) -> None:
     assert clean.evaluate(count) == 0  # also after the plots were drawn anew
     assert clean.evaluate("document.querySelector('#frontier-plot ~ .chart').layout.xaxis.type") == "log"
     clean.emulate_media(color_scheme="light")
-    clean.get_by_role("button", name="None").click()
+    clean.get_by_role("button", name="None", exact=True).click()
     assert clean.locator(".chips input:checked").count() == 0
-    clean.get_by_role("button", name="All").click()
+    clean.get_by_role("button", name="All", exact=True).click()
     assert clean.evaluate(count) == 3 + 2 + 3
 
 
@@ -152,17 +154,17 @@ def test_samples_are_rendered_a_few_at_a_time(clean: Any) -> None:
 
 
 def test_filters_by_method_seed_beta_and_step(clean: Any) -> None:
-    clean.get_by_label("Method", exact=True).select_option(label="PPO")
+    clean.locator("#of-method").select_option(label="PPO")
     assert clean.locator("#prompts details[open] .reply").count() == 3
-    clean.get_by_label("Seed").select_option("2")
-    clean.get_by_label("Step").select_option("48")
+    clean.locator("#of-seed").select_option("2")
+    clean.locator("#of-step").select_option("48")
     assert clean.locator("#count").inner_text() == "3 of 2000 replies to 3 of 58 prompts"
     assert clean.locator("#prompts details[open] .from").all_inner_texts() == ["beta 0.5, seed 2, step 48"]
-    clean.get_by_label("Step").select_option(label="all")
+    clean.locator("#of-step").select_option(label="all")
     assert clean.locator("#prompts details[open] .reply").count() == 5
-    clean.get_by_label("Method", exact=True).select_option(label="all")
-    clean.get_by_label("Seed").select_option(label="all")
-    clean.get_by_label("beta").select_option("0.5")
+    clean.locator("#of-method").select_option(label="all")
+    clean.locator("#of-seed").select_option(label="all")
+    clean.locator("#of-beta").select_option("0.5")
     assert clean.locator("#prompts details[open] .reply").count() == 9 * 3 * 5  # without SFT and Best-of-N
 
 
@@ -194,13 +196,13 @@ def test_order_by_reward(three: Any) -> None:
         ("low", ["3", "1", "2"], ["EXO", "DPO"]),  # -0.5, 0.1, 0.9
         ("spread", ["3", "1", "2"], ["EXO", "DPO"]),  # 1.2, 0.1, 0
     ):
-        three.get_by_label("Order").select_option(order)
+        three.locator("#sort").select_option(order)
         assert three.locator("#prompts .index").all_inner_texts() == prompts, order
         names = [row[0] for row in rows_of(three)]
         assert names == replies, order
-    three.get_by_label("Order").select_option("high")
+    three.locator("#sort").select_option("high")
     three.locator("#prompts summary").nth(1).click()
-    sync_api.expect(three.locator("#prompts details[open]")).to_have_count(2)
+    sync_api.expect(three.locator("#prompts .reply")).to_have_count(4)
     assert [row[0] for row in rows_of(three)][2:] == ["DPO", "EXO"]  # 0.7 before -0.5
 
 
@@ -239,11 +241,11 @@ def attacked() -> dict[str, Any]:
 def test_what_came_as_data_is_inert(browser: Any, tmp_path: Path) -> None:
     visit = Visit(browser, write_compare_page(tmp_path / "page.html", attacked()))
     visit.page.locator("#checkpoint-choice").select_option(index=3)
-    visit.page.get_by_label("Step").select_option(label="all")
-    for details in visit.page.locator("details:not([open]) > summary").all():
-        details.click()
+    visit.page.locator("#of-step").select_option(label="all")
+    visit.page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    sync_api.expect(visit.page.locator("#prompts .reply")).to_have_count(41)
     assert visit.page.evaluate("window.hacked") is None
-    assert visit.page.locator("main img, .chart image, .chart a").count() == 0
+    assert visit.page.locator("main img, .chart svg a").count() == 0
     seen = ATTACK.replace("\x1b", "␛")
     assert visit.page.locator("h1").inner_text() == seen
     assert visit.page.locator(".reply .text").first.inner_text() == seen

@@ -55,7 +55,12 @@
 
   function axis() {
     const log = $("kl-axis").value === "log";
-    const update = { "xaxis.type": log ? "log" : "linear", "xaxis.autorange": true };
+    const update = { "xaxis.type": log ? "log" : "linear", "xaxis.autorange": !log };
+    const kls = frontier.data.flatMap((trace) => (trace.customdata ? trace.x : [])).filter((kl) => kl > 0);
+    if (log && kls.length) { // by hand, as plotly finds no range when all methods are switched off
+      const high = Math.max(...kls);
+      update["xaxis.range"] = [Math.log10(Math.max(Math.min(...kls), high / 1000)) - 0.1, Math.log10(high) + 0.1];
+    }
     const limit = frontier.layout.shapes?.[0]?.x0;
     if (limit !== undefined) update["annotations[0].x"] = log ? Math.log10(limit) : limit; // an annotation wants the logarithm
     Plotly.relayout(frontier, update);

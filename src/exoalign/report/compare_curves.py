@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -63,6 +64,13 @@ def learning_figures(view: ComparisonView) -> list[Figure]:
     return [figure for figure in found if figure]
 
 
+def _log(values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis of these values; with its range, as plotly finds none when all methods are switched off."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    pad = 0.06 * (high - low) or 0.1
+    return {"type": "log", "dtick": 1, "range": [low - pad, high + pad]}
+
+
 def _seconds(point: Point) -> float | None:
     return point.seconds
 
@@ -118,7 +126,7 @@ def _runs_figure(
     look = layout(x_title, y_title, height=340)
     look["hovermode"] = "closest"
     if id != "length-reward" and min(everything) > 0 and max(everything) / min(everything) > WIDE:
-        look["xaxis"] |= {"type": "log", "dtick": 1, "title": title(f"{x_title} (log scale)")}
+        look["xaxis"] |= {**_log(everything), "title": title(f"{x_title} (log scale)")}
     return Figure(id, heading, caption, {"data": traces, "layout": look})
 
 
@@ -169,7 +177,7 @@ def _thinned(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float
 def variance_figures(view: ComparisonView) -> list[Figure]:
     """Variance of the gradient estimates and their cosine with the true gradient, against the number of completions."""
     parts = (
-        ("variance", "Variance of the gradient", "variance, relative to the true gradient's square",
+        ("variance", "Variance of the gradient", "variance",
          "Of estimates from so many completions: lower is better."),
         ("cosine", "Direction of the gradient", "cosine with the true gradient",
          "How near an estimate from so many completions points to the true gradient: 1 is the same direction."),
@@ -191,7 +199,8 @@ def variance_figures(view: ComparisonView) -> list[Figure]:
             counts = sorted({k for trace in traces for k in trace["x"]})
             look["xaxis"] |= {"type": "log", "tickvals": counts, "ticktext": [f"{k:,}" for k in counts]}
             look["hovermode"] = "closest"
-            if key == "variance" and all(y > 0 for trace in traces for y in trace["y"]):
-                look["yaxis"] |= {"type": "log", "dtick": 1, "title": title(f"{y_title.split(',')[0]} (log scale)")}
+            values = [y for trace in traces for y in trace["y"]]
+            if key == "variance" and min(values) > 0:
+                look["yaxis"] |= {**_log(values), "title": title(f"{key} (log scale)")}
             found.append(Figure(f"gradient-{key}", heading, caption, {"data": traces, "layout": look}))
     return found
