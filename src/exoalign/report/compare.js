@@ -48,14 +48,19 @@
     if (!chart.data) return; // not drawn yet
     const off = new Set(boxes.filter((box) => !box.checked).map((box) => Number(box.dataset.place)));
     const places = chart.data.flatMap((trace, place) => (typeof trace.meta === "number" ? [place] : []));
-    if (!places.length) return;
+    if (!places.some((place) => (chart.data[place].visible ?? true) === off.has(chart.data[place].meta))) return;
     Plotly.restyle(chart, { visible: places.map((place) => !off.has(chart.data[place].meta)) }, places);
   }
   const showAll = () => charts.forEach(show);
 
   function axis() {
     const log = $("kl-axis").value === "log";
-    const update = { "xaxis.type": log ? "log" : "linear", "xaxis.autorange": true };
+    const update = { "xaxis.type": log ? "log" : "linear", "xaxis.autorange": !log };
+    const kls = frontier.data.flatMap((trace) => (trace.customdata ? trace.x : [])).filter((kl) => kl > 0);
+    if (log && kls.length) { // by hand, as plotly finds no range when all methods are switched off
+      const high = Math.max(...kls);
+      update["xaxis.range"] = [Math.log10(Math.max(Math.min(...kls), high / 1000)) - 0.1, Math.log10(high) + 0.1];
+    }
     const limit = frontier.layout.shapes?.[0]?.x0;
     if (limit !== undefined) update["annotations[0].x"] = log ? Math.log10(limit) : limit; // an annotation wants the logarithm
     Plotly.relayout(frontier, update);
@@ -71,15 +76,12 @@
     }
     $("kl-axis").addEventListener("change", axis);
   }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    showAll(); // page.js has drawn them anew
-    if (frontier) axis();
+  document.addEventListener("drawn", ({ target }) => { // a plot is drawn anew when the scheme changes
+    show(target);
+    if (target === frontier && $("kl-axis").value === "log") axis();
   });
   for (const details of document.querySelectorAll("details.histories")) {
-    details.addEventListener("toggle", () => {
-      exoalign.draw(details);
-      details.querySelectorAll(".chart").forEach(show);
-    });
+    details.addEventListener("toggle", () => exoalign.draw(details));
   }
 
   // The samples of a checkpoint.
@@ -108,7 +110,7 @@
         list.append(element("li", {},
           element("span", { class: "reward" }, reward(one.row.reward)),
           element("div", { class: "text asked", dir: "auto" }, visible(one.prompt)),
-          element("div", { class: "text", dir: "auto" }, visible(one.row.text))));
+          element("div", { class: "text", dir: "auto" }, visible(one.row.text.replace(/^ /, "")))));
       }
       shown += PAGE;
       more.hidden = shown >= found.length;
@@ -202,8 +204,9 @@
         element("div", { class: "prompt text", dir: "auto" }, ...marked(item.sample.prompt, wanted)),
         element("div", { class: "replies" }, ...item.rows.map((row) =>
           element("section", { class: "reply", ...paint(row.method) },
-            element("h3", {}, label(row.method), element("span", { class: "from" }, origin(row)),
-              element("span", { class: "reward" }, element("span", { class: "unseen" }, "reward "), reward(row.reward))),
+            element("h3", {}, label(row.method),
+              element("span", { class: "reward" }, element("span", { class: "unseen" }, "reward "), reward(row.reward)),
+              element("span", { class: "from" }, origin(row))),
             element("div", { class: "text", dir: "auto" }, ...marked(row.text.replace(/^ /, ""), wanted)))),
         ),
       );

@@ -1,17 +1,17 @@
-"""The plots of a comparison. A method has the same colour and marker in all of them; `meta` of a trace is its place.
+"""How a comparison is drawn, and its frontier. A method has one colour and marker in all plots; `meta` of a trace is its place.
 
 What a user named enters a figure escaped, because plotly reads some HTML in its labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from exoalign.report.compare_data import ComparisonView, Method, Point, Run
-from exoalign.report.figures import Figure, layout, title
+from exoalign.report.figures import Figure, layout
 from exoalign.report.finding import Estimate, decimals, interval, number
-from exoalign.report.stage_views import duration, label
+from exoalign.report.stage_views import label
 
 COLOURS = 12  # of the stylesheet: --method-1 to --method-12
 SYMBOLS = (
@@ -34,9 +34,6 @@ PATHS = {
     "bowtie": "M-5.5-5V5L0 0 5.5 5V-5L0 0z",
 }
 """Of each marker an SVG path in a box from -6 to 6, as the page's own text shows it."""
-WIDE = 30.0  # an axis whose ends differ by more than this factor is logarithmic
-
-Measure = Callable[[Point], float | None]
 
 
 def colour(place: int) -> str:
@@ -119,7 +116,7 @@ def _limit(at: float) -> dict[str, Any]:
     return {"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": line, "layer": "below"}
 
 
-def _trace(place: int, method: Method, **more: Any) -> dict[str, Any]:
+def trace_of(place: int, method: Method, **more: Any) -> dict[str, Any]:
     """What the traces of a method share."""
     paint = f"var(--{colour(place)})"
     return {
@@ -158,12 +155,12 @@ def _points(view: ComparisonView, place: int) -> dict[str, Any]:
         "<b>%{customdata[0]}</b><br>beta %{customdata[1]}, seed %{customdata[2]}, step %{customdata[3]}"
         "<br>reward %{customdata[4]}<br>KL %{customdata[5]}<extra></extra>"
     )
-    return _trace(place, method) | {
+    return trace_of(place, method) | {
         "mode": "markers",
         "x": [kl.mean for kl in kls],
         "y": [reward.mean for reward in rewards],
-        "error_x": _error(place, kls),
-        "error_y": _error(place, rewards),
+        "error_x": error_of(place, kls),
+        "error_y": error_of(place, rewards),
         "customdata": [
             [name_of(method), *key_of(view.runs[r], point), told(point.reward), told(point.distance), r, p]
             for r, p, point in found
@@ -177,7 +174,8 @@ def key_of(run: Run, point: Point) -> list[Any]:
     return [beta_text(run.beta), run.seed, point.step]
 
 
-def _error(place: int, found: Sequence[Estimate]) -> dict[str, Any]:
+def error_of(place: int, found: Sequence[Estimate]) -> dict[str, Any]:
+    """Thin error bars of a method's points."""
     return {
         "type": "data",
         "symmetric": False,
@@ -187,96 +185,3 @@ def _error(place: int, found: Sequence[Estimate]) -> dict[str, Any]:
         "thickness": 0.8,
         "width": 0,
     }
-
-
-def cost_figures(view: ComparisonView) -> list[Figure]:
-    """Reward against wall-clock, and against the tokens that went through the model."""
-    found = (
-        _runs_figure(view, "reward-seconds", "Reward against time", "seconds of training and sampling", _seconds,
-                     "Wall-clock of one run up to each checkpoint, on the machine that it ran on."),
-        _runs_figure(view, "reward-tokens", "Reward against tokens", "tokens through the model", lambda p: p.tokens,
-                     "Tokens that went through the model in training and in sampling, a measure that no machine changes."),
-    )  # fmt: skip
-    return [figure for figure in found if figure]
-
-
-def learning_figures(view: ComparisonView) -> list[Figure]:
-    """Reward and KL of the checkpoints of each run against the step."""
-    found = (
-        _runs_figure(view, "reward-step", "Reward while learning", "optimizer step", lambda p: float(p.step),
-                     "Held-out reward of each checkpoint, a line for each run; of Best-of-N the step is N."),
-        _runs_figure(view, "kl-step", "KL while learning", "optimizer step", lambda p: float(p.step),
-                     "How far each run has moved from the model before alignment.",
-                     y=lambda p: p.distance, y_title="KL, nats"),
-        _runs_figure(view, "length-reward", "Length against reward", "tokens a completion", _length,
-                     "Whether reward came with longer replies: a method whose points move right gains by length.",
-                     lines=False),
-    )  # fmt: skip
-    return [figure for figure in found if figure]
-
-
-def _seconds(point: Point) -> float | None:
-    return point.seconds
-
-
-def _length(point: Point) -> float | None:
-    return None if point.length is None else point.length.mean
-
-
-def _reward(point: Point) -> Estimate | None:
-    return point.reward
-
-
-def _runs_figure(
-    view: ComparisonView,
-    id: str,
-    heading: str,
-    x_title: str,
-    x: Measure,
-    caption: str,
-    *,
-    y: Callable[[Point], Estimate | None] = _reward,
-    y_title: str = "mean reward",
-    lines: bool = True,
-) -> Figure | None:
-    """One trace a method: its runs one after the other, with a gap between them."""
-    traces, everything = [], []
-    for place, method in enumerate(view.methods):
-        xs: list[float | None] = []
-        ys: list[float | None] = []
-        notes: list[list[Any]] = []
-        for run in view.runs:
-            if run.method != method.name:
-                continue
-            for point in run.points:
-                at, value = x(point), y(point)
-                if at is not None and value is not None:
-                    xs.append(at)
-                    ys.append(value.mean)
-                    notes.append([name_of(method), *key_of(run, point), told(value), x_text(id, at)])
-            xs, ys, notes = [*xs, None], [*ys, None], [*notes, []]
-        present = [value for value in xs if value is not None]
-        if present:
-            everything += present
-            hover = (
-                "<b>%{customdata[0]}</b><br>beta %{customdata[1]}, seed %{customdata[2]}, step %{customdata[3]}"
-                f"<br>{y_title} %{{customdata[4]}}<br>%{{customdata[5]}}<extra></extra>"
-            )
-            trace = _trace(place, method, x=xs[:-1], y=ys[:-1], customdata=notes[:-1], hovertemplate=hover)
-            trace["line"]["width"] = 1.3
-            traces.append(trace | {"mode": "lines+markers" if lines else "markers"})
-    if not traces:
-        return None
-    look = layout(x_title, y_title, height=340)
-    look["hovermode"] = "closest"
-    if min(everything) > 0 and max(everything) / min(everything) > WIDE:
-        look["xaxis"] |= {"type": "log", "dtick": 1, "title": title(f"{x_title} (log scale)")}
-    return Figure(id, heading, caption, {"data": traces, "layout": look})
-
-
-def x_text(id: str, value: float) -> str:
-    """The x of a point for its hover label."""
-    if id == "reward-seconds":
-        return f"after {duration(value)}"
-    unit = {"reward-tokens": "tokens", "length-reward": "tokens a completion"}.get(id)
-    return f"{value:,.0f} {unit}" if unit else f"at step {value:g}"

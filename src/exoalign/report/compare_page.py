@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exoalign.report.compare_curves import cost_figures, history_figures, learning_figures, variance_figures
 from exoalign.report.compare_data import read_comparison
-from exoalign.report.compare_figures import colour, cost_figures, frontier_figure, learning_figures
-from exoalign.report.compare_tables import against_rows, finding, labels, method_rows, search_tables
+from exoalign.report.compare_figures import colour, frontier_figure
+from exoalign.report.compare_rates import rating_figure, win_matrix
+from exoalign.report.compare_tables import against_tables, finding, labels, method_rows, search_tables
 from exoalign.report.html import write_template
 from exoalign.report.page import sections
 
@@ -43,11 +45,11 @@ def write_compare_page(path: Path, comparison: Mapping[str, Any]) -> Path:
         methods=method_rows(view),
         costs=cost_figures(view),
         learning=learning_figures(view),
-        win_matrix=None,
-        rating=None,
-        variances=[],
-        histories=[],
-        against=against_rows(view),
+        histories=history_figures(view),
+        variances=variance_figures(view),
+        win_matrix=win_matrix(view),
+        rating=rating_figure(view),
+        against=against_tables(view),
         searches=search_tables(view),
         samples=sum(len(prompt.rows) for prompt in view.samples),
         recipe=sections(view.recipe),

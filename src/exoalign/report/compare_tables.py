@@ -94,19 +94,17 @@ def _best(runs: list[Run], beta: float) -> tuple[Run, Point] | None:
     return max(found, key=lambda item: item[0])[1:] if found else None
 
 
-def against_rows(view: ComparisonView) -> list[list[str]]:
-    """The win rates against SFT or chosen replies as text."""
+def against_tables(view: ComparisonView) -> list[dict[str, Any]]:
+    """The win rates as text, a table for each of what is compared with and who judged."""
     name = labels(view)
+    tables: dict[tuple[str, str], list[list[str]]] = {}
+    for found in view.win_rates.against:
+        counts = ("–" if count is None else f"{count:,.0f}" for count in (found.ties, found.invalid))
+        row = [name.get(found.model, found.model), told(found.rate), told(found.length_controlled), *counts]
+        tables.setdefault((found.other, found.by), []).append(row)
     return [
-        [
-            name.get(found.model, found.model),
-            name.get(found.other, found.other),
-            found.by,
-            told(found.rate),
-            told(found.length_controlled),
-            *("–" if count is None else f"{count:,.0f}" for count in (found.ties, found.invalid)),
-        ]
-        for found in view.win_rates.against
+        {"label": f"Against the {name.get(other, other)}, by {by}", "rows": rows}
+        for (other, by), rows in tables.items()
     ]
 
 

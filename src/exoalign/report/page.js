@@ -20,22 +20,30 @@
 
   const drawn = new Map(); // the scheme that each plot was drawn in
 
-  // Draws the plots below `root`; what is folded has no size, and is drawn when it opens.
+  function drawChart(chart) {
+    if (chart.closest("details:not([open])") || drawn.get(chart) === dark.matches) return;
+    drawn.set(chart, dark.matches);
+    const spec = resolved(JSON.parse(chart.nextElementSibling.textContent), getComputedStyle(document.documentElement));
+    if (coarse.matches) spec.layout.dragmode = false; // a finger scrolls the page, not the plot
+    Plotly.react(chart, spec.data, spec.layout, {
+      responsive: true,
+      displaylogo: false,
+      modeBarButtons: [["toImage", "resetScale2d"]],
+      displayModeBar: coarse.matches ? false : "hover",
+      toImageButtonOptions: { filename: chart.getAttribute("aria-labelledby"), scale: 2 },
+    });
+    chart.dispatchEvent(new Event("drawn", { bubbles: true }));
+  }
+
+  // Draws the plots below `root`, the first at once and the others when the browser has shown it. What is folded has no
+  // size, and is drawn when it opens.
   function draw(root) {
-    const style = getComputedStyle(document.documentElement);
-    for (const chart of root.querySelectorAll(".chart")) {
-      if (chart.closest("details:not([open])") || drawn.get(chart) === dark.matches) continue;
-      drawn.set(chart, dark.matches);
-      const spec = resolved(JSON.parse(chart.nextElementSibling.textContent), style);
-      if (coarse.matches) spec.layout.dragmode = false; // a finger scrolls the page, not the plot
-      Plotly.react(chart, spec.data, spec.layout, {
-        responsive: true,
-        displaylogo: false,
-        modeBarButtons: [["toImage", "resetScale2d"]],
-        displayModeBar: coarse.matches ? false : "hover",
-        toImageButtonOptions: { filename: chart.getAttribute("aria-labelledby"), scale: 2 },
-      });
+    const waiting = [...root.querySelectorAll(".chart")];
+    function next() {
+      if (waiting.length) drawChart(waiting.shift());
+      if (waiting.length) setTimeout(next);
     }
+    next();
   }
   window.exoalign = { resolved, draw }; // for the script of a page that has more to do
 
@@ -46,7 +54,7 @@
   for (const stage of stages) stage.addEventListener("toggle", () => draw(stage));
   addEventListener("beforeprint", () => {
     for (const stage of stages) stage.open = true;
-    draw(document);
+    document.querySelectorAll(".chart").forEach(drawChart); // paper does not wait
   });
 
   const list = document.getElementById("list");
